@@ -1,0 +1,1 @@
+"""What the `instseg` command and the scripts in `tools/` call."""

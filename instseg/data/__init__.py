@@ -1,0 +1,1 @@
+"""Data sets: formats, index, transforms, samplers, loader, checks."""

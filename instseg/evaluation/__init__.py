@@ -1,0 +1,1 @@
+"""Scores: arrays and annotation files in, figures out. Knows no model."""

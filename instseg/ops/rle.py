@@ -1,0 +1,59 @@
+"""COCO run-length codes: one thin module over pycocotools, used by everything else.
+
+Source: the COCO mask API (https://github.com/cocodataset/cocoapi, ``maskApi.c``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from instseg.structures.geometry import Size
+from instseg.structures.masks import RLE, Polygon
+
+
+def encode(mask: npt.NDArray[np.uint8 | np.bool_]) -> RLE:
+    """Encode one mask ``[H, W]`` of zeros and ones."""
+    code: RLE = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return code
+
+
+def decode(rle: RLE) -> npt.NDArray[np.uint8]:
+    """Decode to ``uint8 [H, W]`` of zeros and ones."""
+    pixels: npt.NDArray[np.uint8] = coco_mask.decode(rle)
+    return pixels
+
+
+def from_polygons(polygons: Sequence[Polygon], size: Size) -> RLE:
+    """The union of polygons ``[K, 2]`` on an image of ``size``, as COCO rasterises it."""
+    flat = [np.asarray(p, dtype=np.float64).reshape(-1) for p in polygons]
+    codes = coco_mask.frPyObjects([p.tolist() for p in flat], size[0], size[1])
+    return merge(codes)
+
+
+def from_uncompressed(counts: Sequence[int], size: Size) -> RLE:
+    """Compress COCO's list form of the counts."""
+    code: RLE = coco_mask.frPyObjects(
+        {"size": list(size), "counts": list(counts)}, size[0], size[1]
+    )
+    return code
+
+
+def merge(rles: Sequence[RLE], *, intersect: bool = False) -> RLE:
+    """Union of the masks, or their intersection."""
+    code: RLE = coco_mask.merge(list(rles), intersect=intersect)
+    return code
+
+
+def area(rle: RLE) -> int:
+    """Number of foreground pixels."""
+    return int(coco_mask.area(rle))
+
+
+def to_box(rle: RLE) -> tuple[float, float, float, float]:
+    """The tight box (x1, y1, x2, y2); zeros for an empty mask."""
+    x, y, w, h = (float(v) for v in coco_mask.toBbox(rle))
+    return x, y, x + w, y + h

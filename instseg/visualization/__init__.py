@@ -1,0 +1,1 @@
+"""Drawing instances on images, and curves of a run."""

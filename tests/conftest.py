@@ -1,0 +1,27 @@
+"""Shared fixtures: where real data is, and deterministic seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_root() -> Path:
+    """The folder of real data sets (`INSTSEG_TEST_DATA`, or ../shared/data beside the checkout)."""
+    return Path(os.environ.get("INSTSEG_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    root = data_root()
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; set INSTSEG_TEST_DATA")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
