@@ -1,0 +1,48 @@
+"""Parts of a COCO dictionary: a selection of its images, and the folds of cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+Part = Literal["train", "val"]
+
+
+def select_images(
+    coco: dict[str, Any], keep: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The dictionary without the images that ``keep`` refuses, and without their annotations.
+
+    Ids, categories, other keys and the order stay. An annotation of an image that the
+    dictionary does not hold stays too, for the check to report.
+    """
+    dropped = {image["id"] for image in coco["images"] if not keep(image)}
+    return {
+        **coco,
+        "images": [image for image in coco["images"] if image["id"] not in dropped],
+        "annotations": [a for a in coco["annotations"] if a["image_id"] not in dropped],
+    }
+
+
+def take_fold(coco: dict[str, Any], *, folds: int, index: int, part: Part) -> dict[str, Any]:
+    """One part of one fold.
+
+    The images are sorted by file name; every ``folds``-th of them, from position ``index`` on,
+    is in the val part of that fold, all others are in its train part.
+
+    Args:
+        coco: a COCO dictionary.
+        folds: number of folds, at least 2.
+        index: which fold, from 0 to ``folds - 1``.
+        part: ``"train"`` or ``"val"``.
+
+    Raises:
+        ValueError: ``folds``, ``index`` or ``part`` is out of range.
+    """
+    if folds < 2 or not 0 <= index < folds:
+        raise ValueError(f"folds must be >= 2 and 0 <= index < folds, got {folds} and {index}")
+    if part not in ("train", "val"):
+        raise ValueError(f"part must be 'train' or 'val', got {part!r}")
+    names = sorted(image["file_name"] for image in coco["images"])
+    val = set(names[index::folds])
+    return select_images(coco, lambda image: (image["file_name"] in val) == (part == "val"))

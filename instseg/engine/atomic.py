@@ -1,0 +1,44 @@
+"""Files that are either the old one or the new one, never half of each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_file_atomic(path: Path, data: bytes, keep_old_as: Path | None = None) -> None:
+    """Replace ``path`` by ``data`` so that a kill or a full disk at any moment loses nothing.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and only then take the
+    name. A temporary file that a killed process left is overwritten by the next call.
+
+    Args:
+        path: the file to write; its folder exists.
+        data: the whole content.
+        keep_old_as: in the same folder; what stood at ``path`` gets this name instead of vanishing.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; ``path`` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_old_as is not None and path.exists():
+            os.replace(path, keep_old_as)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Safetensors files: written atomically, read without trusting them. No pickle, so no code runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from instseg.engine.atomic import write_file_atomic
+from instseg.engine.errors import CheckpointError, UnreadableFileError
+
+
+def save_file_atomic(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    keep_old_as: Path | None = None,
+) -> None:
+    """Write a safetensors file in one piece or not at all.
+
+    Args:
+        path: where to; a file there stays as it is until the new one is safe on the disk.
+        tensors: on any device, of any strides; tensors may share memory (each gets its own copy).
+        metadata: text entries of the file's header.
+        keep_old_as: the name that the file now at ``path`` gets, in the same folder.
+
+    Raises:
+        CheckpointError: the disk is full or the folder not writable; ``path`` is untouched.
+    """
+    data = save(_storable(tensors), dict(metadata))
+    try:
+        write_file_atomic(path, data, keep_old_as)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot write {len(data):,} bytes: {error.strerror or error}"
+            f"{_free_space(path.parent)}. Files saved before are untouched: make room "
+            "(or choose another output folder and copy the run there), then resume."
+        ) from error
+
+
+def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file (on the CPU) and its metadata.
+
+    Raises:
+        CheckpointError: there is no such file.
+        UnreadableFileError: the file is cut short, damaged or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, AttributeError, TypeError, ValueError) as error:
+        raise UnreadableFileError(
+            f"{path}: not a complete safetensors file ({error}); it was cut short, damaged, or "
+            "written in another format"
+        ) from error
+
+
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` is a safetensors file whose header is sound and whose data is all there."""
+    try:
+        with safe_open(path, framework="pt", device="cpu"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory, as the format asks."""
+    stored: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        storages.add(tensor.untyped_storage().data_ptr())
+        stored[key] = tensor
+    return stored
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free:,} bytes are free there)"
+    except OSError:
+        return ""

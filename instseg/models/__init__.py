@@ -1,0 +1,1 @@
+"""Models: parts (backbones, necks, heads) and their compositions (detection)."""

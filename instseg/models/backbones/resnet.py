@@ -1,0 +1,71 @@
+"""ResNet (He et al., 2016) as torchvision builds it, cut into stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torchvision.models.resnet as tv_resnet
+from torch import Tensor, nn
+
+from instseg.models.backbones.base import Backbone
+
+_EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4}
+
+
+class ResNet(Backbone):
+    """C2 to C5 of a ResNet: strides 4, 8, 16, 32.
+
+    Args:
+        depth: 18, 34, 50 or 101. The bottleneck's stride is on its 3x3 convolution (torchvision's
+            "v1.5").
+        norm: "frozen" keeps every batch norm on its running figures; "live" trains them.
+        freeze_at: 0 trains all; 1 freezes the stem; 2 the stem and C2 (the usual choice with
+            ImageNet weights), up to 5 for everything.
+
+    Raises:
+        ValueError: an unknown ``depth``, ``norm`` or ``freeze_at``.
+    """
+
+    classifier_prefixes = ("fc.",)
+
+    def __init__(
+        self,
+        depth: Literal[18, 34, 50, 101] = 50,
+        *,
+        norm: Literal["frozen", "live"] = "frozen",
+        freeze_at: int = 2,
+    ) -> None:
+        super().__init__()
+        if depth not in _EXPANSION:
+            raise ValueError(f"depth must be one of {sorted(_EXPANSION)}, got {depth}")
+        if norm not in ("frozen", "live"):
+            raise ValueError(f"norm must be 'frozen' or 'live', got {norm!r}")
+        if not 0 <= freeze_at <= 5:
+            raise ValueError(f"freeze_at must be in 0..5, got {freeze_at}")
+        body = getattr(tv_resnet, f"resnet{depth}")(weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            body.conv1,
+            body.bn1,
+            body.relu,
+            body.maxpool,
+        )
+        self.layer1, self.layer2 = body.layer1, body.layer2
+        self.layer3, self.layer4 = body.layer3, body.layer4
+        self.channels = [c * _EXPANSION[depth] for c in (64, 128, 256, 512)]
+        self.strides = [4, 8, 16, 32]
+
+        stages: list[list[nn.Module]] = [[self.conv1, self.bn1]]
+        stages += [[layer] for layer in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        for stage in stages[:freeze_at]:
+            self.freeze(stage)
+        if norm == "frozen":
+            self.freeze_batch_norm()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """``[B, 3, H, W]`` to maps of strides 4, 8, 16, 32."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        features = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        return features

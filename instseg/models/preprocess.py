@@ -1,0 +1,60 @@
+"""From a list of images to a normalised, padded batch on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from instseg.structures import ImageBatch
+
+_MAXIMUM = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocess(nn.Module):
+    """Scale images to 0..1, subtract the mean, divide by the deviation, pad to one size.
+
+    Args:
+        mean: one value a channel, on the 0..1 scale.
+        std: likewise.
+        size_divisor: padded sides are multiples of this (the largest stride of the backbone).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        size_divisor: int = 32,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.size_divisor = size_divisor
+
+    def forward(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Images ``[C, H, W]`` of any sizes: uint8, uint16, or floating in 0..1.
+
+        Raises:
+            ValueError: no images, another number of channels or dimensions, or another dtype.
+        """
+        if not images:
+            raise ValueError("a model needs at least one image")
+        return ImageBatch.from_images([self._normalise(i) for i in images], self.size_divisor)
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        channels = self.mean.shape[0]
+        if image.ndim != 3 or image.shape[0] != channels or 0 in image.shape:
+            raise ValueError(f"images must be [{channels}, H, W], got {list(image.shape)}")
+        image = image.to(self.mean.device, non_blocking=True)
+        if image.dtype in _MAXIMUM:
+            image = image.float() / _MAXIMUM[image.dtype]
+        elif not image.is_floating_point():
+            raise ValueError(f"images must be uint8, uint16 or floating, got {image.dtype}")
+        return (image - self.mean) / self.std
