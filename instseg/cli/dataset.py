@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,6 @@ from instseg.data.check import check_coco, format_report, has_errors
 from instseg.data.folds import take_fold
 from instseg.data.formats import instance_png, labelme, via, voc, write_coco, yolo
 from instseg.data.formats.common import Coco
-from instseg.data.image_io import ImageError
 
 OnProgress = Callable[[int, int], None]
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
-    except (ValueError, OSError, ImageError) as error:
+    except (ValueError, OSError) as error:  # every reader's error is one of these
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return status
@@ -60,7 +60,7 @@ def _convert(args: argparse.Namespace) -> int:
     names = ", ".join(category["name"] for category in coco["categories"])
     print(
         f"{args.output}: {len(coco['images'])} images, {len(coco['annotations'])} objects, "
-        f"{len(coco['categories'])} classes ({names})"
+        f"classes: {names}"
     )
     return 0
 
@@ -68,7 +68,10 @@ def _convert(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     with _progress("checking") as on_progress:
         defects = check_coco(args.annotations, args.images, on_progress=on_progress)
-    Console().print(format_report(defects))
+    print(format_report(defects))
+    if args.json is not None:
+        records = [{**asdict(defect), "severity": defect.severity.value} for defect in defects]
+        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     return 1 if has_errors(defects) else 0
 
 
@@ -80,7 +83,10 @@ def _progress(what: str) -> Iterator[OnProgress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -200,7 +206,7 @@ def _add_format(
     parser = formats.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
     parser.add_argument("--output", type=Path, required=True, help="the COCO JSON file to write")
     fold = parser.add_argument_group(
-        "folds", "keep one part: sorted by file name, image i is val in fold i %% FOLDS"
+        "folds", "keep one part: sorted by file name, image i is val in fold i % FOLDS"
     )
     fold.add_argument("--folds", type=int, help="number of folds")
     fold.add_argument("--fold", type=int, help="which fold, from 0")

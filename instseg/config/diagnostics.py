@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -34,18 +34,18 @@ _KIND_ERROR = re.compile(r"(\w+?)_(?:type|parsing|parsing_size|from_float)")
 
 @dataclass
 class _Mismatch:
-    """A value of the wrong kind, and all that the alternatives of a union would have taken."""
+    """A value that does not fit, and all that the alternatives of a union would have taken."""
 
     place: Place
     value: Any
-    expected: list[str]
+    expected: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         *others, last = dict.fromkeys(self.expected)
         expected = f"{', '.join(others)} or {last}" if others else last
-        quote = isinstance(self.value, int | float) and "a string" in self.expected
-        hint = "; write it in quotes" if quote else ""
-        return f"{_where(self.place)}expected {expected}, got {_show(self.value)}{hint}"
+        hints = "".join(self.hints)
+        return f"{_where(self.place)}expected {expected}, got {_show(self.value)}{hints}"
 
 
 def explain(error: ValidationError, view: SchemaView, root: Node) -> ConfigError:
@@ -60,15 +60,36 @@ def explain(error: ValidationError, view: SchemaView, root: Node) -> ConfigError
     places = [view.locate(detail["loc"], root) for detail in details]
     problems: dict[object, str | _Mismatch] = {}  # in order, each once
     for detail, place in zip(details, places, strict=True):
-        kind = _KIND_ERROR.fullmatch(detail["type"])
-        if kind is None or kind[1] not in _KINDS:
+        expected = _expected(detail)
+        if expected is None:
             text = _describe(detail, place, view, root)
             problems[text] = text
         elif not (place.in_union and _has_deeper(place, places)):
-            mismatch = problems.setdefault(place.path, _Mismatch(place, detail["input"], []))
+            mismatch = problems.setdefault(place.path, _Mismatch(place, detail["input"]))
             assert isinstance(mismatch, _Mismatch)
-            mismatch.expected.append(_KINDS[kind[1]])
+            mismatch.expected.append(expected)
+            mismatch.hints.append(_hint(detail, place, view))
     return ConfigError("\n".join(map(str, problems.values())))
+
+
+def _expected(detail: ErrorDetails) -> str | None:
+    """What an error of type or choice says should have stood there; None for other errors."""
+    if detail["type"] in ("literal_error", "enum"):
+        return str(detail["ctx"]["expected"])
+    kind = _KIND_ERROR.fullmatch(detail["type"])
+    return _KINDS.get(kind[1]) if kind else None
+
+
+def _hint(detail: ErrorDetails, place: Place, view: SchemaView) -> str:
+    value = detail["input"]
+    if isinstance(value, int | float):
+        return "; write it in quotes" if detail["type"] == "string_type" else ""
+    if not isinstance(value, str):
+        return ""
+    if detail["type"] in ("literal_error", "enum"):
+        return _nearest(value, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+    key = view.tag_key(place.schema, place.node)
+    return f"; write it as {{{key}: {value}}}" if value in view.tags(place) else ""
 
 
 def _has_deeper(place: Place, places: Sequence[Place]) -> bool:
@@ -85,12 +106,14 @@ def _describe(detail: ErrorDetails, place: Place, view: SchemaView, root: Node) 
             return _missing(detail, view, root)
         case "union_tag_not_found":
             key = view.tag_key(place.schema, place.node)
-            choices = ", ".join(view.choices(place.schema, place.node))
+            choices = ", ".join(view.tags(place))
             return f"{place.node.origin}: missing key '{key}'{_inside(place)} (choices: {choices})"
         case "union_tag_invalid":
             return _unknown_tag(place, view)
-        case "literal_error" | "enum":
-            return _unknown_choice(detail, place, view)
+        case "too_long":
+            return f"{_where(place)}expected at most {_count(detail, 'max_length')}"
+        case "too_short":
+            return f"{_where(place)}expected at least {_count(detail, 'min_length')}"
         case "value_error" | "assertion_error":
             message = detail["msg"].partition(", ")[2]
             return f"{_where(place)}{message}"
@@ -129,18 +152,15 @@ def _unknown_tag(place: Place, view: SchemaView) -> str:
     assert key is not None
     assert isinstance(place.node.value, dict)
     tag = place.node.value[key]
-    choices = view.choices(place.schema, place.node)
+    choices = view.tags(place)
     path = ".".join((*place.path, key))
     hint = _nearest(str(tag.value), choices)
     unknown = f"unknown {key} {_show(tag.value)}{hint}"
     return f"{tag.origin}: {path}: {unknown} (choices: {', '.join(choices)})"
 
 
-def _unknown_choice(detail: ErrorDetails, place: Place, view: SchemaView) -> str:
-    value = detail["input"]
-    hint = _nearest(value, view.choices(place.schema, place.node)) if isinstance(value, str) else ""
-    expected = detail.get("ctx", {}).get("expected")
-    return f"{_where(place)}expected {expected}, got {_show(value)}{hint}"
+def _count(detail: ErrorDetails, limit: str) -> str:
+    return f"{detail['ctx'][limit]} items, got {len(detail['input'])}"
 
 
 def _nearest(word: str, valid: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from instseg.config.composition import (
 )
 from instseg.config.diagnostics import explain
 from instseg.config.schema_view import SchemaView
-from instseg.config.yaml_source import ConfigError, Node, parse_mapping, to_yaml
+from instseg.config.yaml_source import ConfigError, Node, Origin, parse_mapping, to_yaml
 
 __all__ = ["ConfigError", "dump_config", "load_config", "parse_config"]
 
@@ -91,10 +92,16 @@ def _validate(root: Node, schema: type[T], view: SchemaView) -> T:
 
 def _to_plain(node: Node) -> Any:
     if isinstance(node.value, dict):
-        return {key: _to_plain(value) for key, value in node.value.items()}
+        return {_text(key, value.origin): _to_plain(value) for key, value in node.value.items()}
     if isinstance(node.value, list):
         return [_to_plain(item) for item in node.value]
-    return node.value
+    return _text(node.value, node.origin) if isinstance(node.value, str) else node.value
+
+
+def _text(text: str, origin: Origin) -> str:
+    if re.search(r"[\ud800-\udfff]", text):  # from an escape, or from bytes that are not UTF-8
+        raise ConfigError(f"{origin}: {text!r} is not valid Unicode")
+    return text
 
 
 def _escape(value: Any) -> Any:

@@ -128,12 +128,10 @@ class SchemaView:
             node = value or node
         return Place(tuple(path), schema, node, in_union)
 
-    def choices(self, schema: JsonSchema, node: Node) -> list[str]:
-        """The tags of a tagged union, or the values of a literal or enumeration."""
-        schema = self._unwrap(schema, node)
-        if _discriminator(schema) is not None:
-            return list(_tags(schema))
-        return [str(value) for value in schema.get("enum", (schema.get("const"),))]
+    def tags(self, place: Place) -> list[str]:
+        """The tags to choose from at ``place``; none where no tagged union stands."""
+        schema = self._unwrap(place.schema, place.node)
+        return [] if _discriminator(schema) is None else list(_tags(schema))
 
     def sections(self) -> Iterator[Section]:
         """Every model of the schema, in the order of definition."""
@@ -149,8 +147,10 @@ class SchemaView:
         schema = self._deref(schema)
         key = _discriminator(schema)
         if key is not None:
-            for name, branch in _tags(schema).items():
-                yield from self._walk(branch, path, f"{key}: {name}", seen)
+            tags = _tags(schema)
+            for branch in self._options(schema):
+                names = [name for name, chosen in tags.items() if chosen == branch]
+                yield from self._walk(branch, path, f"{key}: {' | '.join(names)}", seen)
             return
         for option in self._options(schema):
             yield from self._walk(option, path, tag, seen)

@@ -22,6 +22,7 @@ Scalar = str | int | float | bool | None
 MAX_BYTES = 1 << 20
 MAX_VALUES = 50_000
 MAX_DEPTH = 50
+MAX_DIGITS = 1000
 
 
 class ConfigError(ValueError):
@@ -104,13 +105,10 @@ def parse_value(text: str, source: str, *, number_lines: bool = True) -> Node:
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes, so not a configuration")
-    loader = _Loader(text)
     try:
-        composed = loader.get_single_node()
+        composed = _Loader(text).get_single_node()
     except yaml.YAMLError as error:
         raise _syntax_error(error, text, source, number_lines) from error
-    finally:
-        loader.dispose()
     if composed is None:
         return Node(None, Origin(source, 1 if number_lines else None))
     builder = _Builder(source, number_lines)
@@ -121,7 +119,7 @@ def resolve_plain(text: str, origin: Origin) -> Scalar:
     """The value that unquoted ``text`` stands for.
 
     Raises:
-        ConfigError: A number of more digits than Python reads.
+        ConfigError: An integer of more than 1000 digits.
     """
     for tag, (pattern, _) in _SCALARS.items():
         if pattern.match(text):
@@ -135,6 +133,8 @@ def to_yaml(value: Any) -> str:
 
 
 def _to_int(text: str) -> int:
+    if len(text) > MAX_DIGITS:  # Python neither reads nor writes huge decimal numbers
+        raise ValueError(f"more than {MAX_DIGITS} digits")
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
@@ -206,7 +206,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML folds the rarer line breaks (U+0085, U+2028) of any other style into spaces.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar(_TAG + "str", data, style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _class in (_Loader, _Dumper):
     for _tag, (_pattern, _) in _SCALARS.items():
         _class.add_implicit_resolver(_tag, _pattern, None)

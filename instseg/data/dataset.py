@@ -166,7 +166,7 @@ def _read(record: Record) -> tv_tensors.Image:
             f"height x width is {size[0]}x{size[1]}, but the annotations (image id "
             f"{record.image_id}) state {record.size[0]}x{record.size[1]}",
         )
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+    return tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1))
 
 
 @contextmanager

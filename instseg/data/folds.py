@@ -8,9 +8,7 @@ from typing import Any, Literal
 Part = Literal["train", "val"]
 
 
-def select_images(
-    coco: dict[str, Any], keep: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
+def select_images(coco: dict[str, Any], keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The dictionary without the images that ``keep`` refuses, and without their annotations.
 
     Ids, categories, other keys and the order stay. An annotation of an image that the

@@ -82,8 +82,11 @@ def read_image(
         ImageError: missing, damaged, cut short, of an unsupported kind, or more than `MAX_PIXELS`.
     """
     with _opened(path) as (file, image):
-        if _bits(file, image) == 16:
-            pixels = _as_rgb(_to_8_bits(_decode_unchanged(path, file), bits16))
+        orientation = _orientation(file, image)
+        # TIFF goes through Pillow, which cuts 16-bit colour to the high byte by itself.
+        high_byte = image.format == "TIFF" and image.mode == "RGB" and bits16 == "scale"
+        if _bits(file, image) == 16 and not high_byte:
+            pixels = _as_rgb(_to_8_bits(_decode_16_bits(path, file, image), bits16))
         elif image.mode in ("I", "F"):
             raise ImageError(path, "has 32-bit pixels; save it with 8 or 16 bits a channel")
         elif image.format in _OPENCV_FORMATS and image.mode != "CMYK":
@@ -91,8 +94,8 @@ def read_image(
         else:
             if "transparency" in image.info:  # Pillow warns when this step is left out
                 image = image.convert("RGBA")
-            pixels = np.asarray(image.convert("RGB"))
-        return _upright(pixels, _orientation(file, image))
+            pixels = np.array(image.convert("RGB"))  # asarray() would be read-only
+        return _upright(pixels, orientation)
 
 
 def read_label_image(path: str | Path) -> npt.NDArray[np.integer[Any]]:
@@ -107,32 +110,20 @@ def read_label_image(path: str | Path) -> npt.NDArray[np.integer[Any]]:
     with _opened(path) as (file, image):
         if image.format in _LOSSY_FORMATS:
             raise ImageError(path, "JPEG does not keep label values; save the labels as PNG")
-        bits = _bits(file, image)
         if image.mode == "F":
             raise ImageError(path, "has floating-point pixels; save the labels as 16-bit PNG")
-        if bits == 16:
-            pixels = _decode_unchanged(path, file)
-            if pixels.ndim == 3:
-                pixels = pixels[..., :3]
-        else:
-            pixels = np.asarray(image)
-            if image.mode in ("LA", "PA"):
-                pixels = pixels[..., 0]
-            elif image.mode == "RGBA":
-                pixels = pixels[..., :3]
+        orientation = _orientation(file, image)
+        bits = _bits(file, image)
+        pixels = _decode_16_bits(path, file, image) if bits == 16 else _stored_values(image, bits)
         if pixels.ndim == 3:
-            if (pixels != pixels[..., :1]).any():
+            if (pixels[..., :3] != pixels[..., :1]).any():
                 raise ImageError(
                     path,
                     f"is a colour image ({image.mode}) where each pixel should be one id; save "
                     "it as gray or palette PNG whose values are the ids",
                 )
             pixels = pixels[..., 0]
-        if image.mode == "1":
-            pixels = pixels.astype(np.uint8)
-        elif image.mode == "L" and bits < 8:  # Pillow spreads 2 and 4 bits over 0..255
-            pixels = pixels // (255 // (2**bits - 1))
-        return _upright(pixels, _orientation(file, image))
+        return _upright(pixels, orientation)
 
 
 @contextmanager
@@ -155,18 +146,22 @@ def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], Image.Image]]:
 
 
 def _decode_opencv(path: str | Path, file: IO[bytes], image: Image.Image) -> npt.NDArray[Any]:
-    data = _whole(file)
+    data = _peek(file, 0)
     # OpenCV 4 fills the missing part of a JPEG with gray and says so on stderr only.
     if image.format != "PNG" and not _jpeg_is_complete(data):
         raise ImageError(path, "the file is cut short")
     return _imdecode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _decode_unchanged(path: str | Path, file: IO[bytes]) -> npt.NDArray[np.uint16]:
-    pixels = _imdecode(path, _whole(file), cv2.IMREAD_UNCHANGED)
-    if pixels.dtype != np.uint16:
-        raise ImageError(path, f"expected 16-bit pixels, decoded {pixels.dtype}")
-    return pixels
+def _decode_16_bits(
+    path: str | Path, file: IO[bytes], image: Image.Image
+) -> npt.NDArray[np.uint16]:
+    """Gray ``[H, W]``, or PNG colour ``[H, W, C]`` in OpenCV's order, as stored."""
+    if image.format == "PNG":
+        return _imdecode(path, _peek(file, 0), cv2.IMREAD_UNCHANGED)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    raise ImageError(path, f"16-bit {image.mode} {image.format} is not read; save it as PNG")
 
 
 def _imdecode(path: str | Path, data: bytes, flags: int) -> npt.NDArray[Any]:
@@ -176,9 +171,25 @@ def _imdecode(path: str | Path, data: bytes, flags: int) -> npt.NDArray[Any]:
     return pixels
 
 
-def _whole(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
+def _peek(file: IO[bytes], start: int, count: int = -1) -> bytes:
+    """Bytes from ``start``; the position is kept, since Pillow reads on from it."""
+    position = file.tell()
+    file.seek(start)
+    data = file.read(count)
+    file.seek(position)
+    return data
+
+
+def _stored_values(image: Image.Image, bits: int) -> npt.NDArray[Any]:
+    """Pillow's pixels with the values of the file, without an alpha beside gray or indices."""
+    pixels = np.array(image)
+    if image.mode in ("LA", "PA"):
+        return pixels[..., 0]
+    if image.mode == "1":
+        return pixels.astype(np.uint8)
+    if image.mode == "L" and bits < 8:  # Pillow spreads 2 and 4 bits over 0..255
+        return pixels // (255 // (2**bits - 1))
+    return pixels
 
 
 def _to_8_bits(pixels: npt.NDArray[np.uint16], how: str) -> npt.NDArray[np.uint8]:
@@ -206,6 +217,8 @@ def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 def _orientation(file: IO[bytes], image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it is not valid."""
+    if image.format == "TIFF":  # Pillow turns it itself, and its header has the upright size
+        return 1
     try:
         if image.format == "PNG" and "exif" not in image.info:
             late = _png_chunk(file, b"eXIf")
@@ -220,20 +233,19 @@ def _orientation(file: IO[bytes], image: Image.Image) -> int:
 
 def _png_chunk(file: IO[bytes], kind: bytes) -> bytes | None:
     """The first chunk of a kind; a walk over the headers, since it may come after the pixels."""
-    file.seek(8)
-    while len(header := file.read(8)) == 8:
-        (length,) = struct.unpack(">I", header[:4])
+    position = 8
+    while len(header := _peek(file, position, 8)) == 8:
+        length = int.from_bytes(header[:4], "big")
         if header[4:] == kind:
-            return file.read(min(length, 2**16))
-        file.seek(length + 4, 1)
+            return _peek(file, position + 8, min(length, 2**16))
+        position += length + 12
     return None
 
 
 def _bits(file: IO[bytes], image: Image.Image) -> int:
     """Bits of one channel as stored: Pillow's mode hides them for 16-bit colour and 4-bit gray."""
     if image.format == "PNG":
-        file.seek(24)
-        return file.read(1)[0]
+        return _peek(file, 24, 1)[0]
     if image.format == "TIFF":
         stored = getattr(image, "tag_v2", {}).get(258, 1)
         return max(stored) if isinstance(stored, tuple) else int(stored)

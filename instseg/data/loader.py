@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import torch
@@ -129,33 +130,41 @@ class _Position(Sampler[list[SampleKey]]):
         return len(self.sampler) - self.start
 
 
-class _ErrorsAsItems(Dataset[Sample | ImageError | None]):
-    """Gives an `ImageError` instead of raising it.
+@dataclass(frozen=True)
+class _Unreadable:
+    """What an `ImageError` says, on its way between processes: exceptions rebuild from one text."""
 
-    Torch turns what a worker raises into a new error around a printed traceback. As an item the
-    error reaches the training process as it was, with or without workers.
+    path: Path
+    reason: str
+
+
+class _ErrorsAsItems(Dataset[Sample | _Unreadable | None]):
+    """Gives what an `ImageError` says instead of raising it.
+
+    Torch turns whatever a worker raises into a new error around a printed traceback. As an item it
+    reaches the training process, which raises the same error with or without workers.
     """
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, key: SampleKey) -> Sample | ImageError | None:
+    def __getitem__(self, key: SampleKey) -> Sample | _Unreadable | None:
         try:
             return self._dataset[key]
         except ImageError as error:
-            return error
+            return _Unreadable(error.path, str(error).removeprefix(f"{error.path}: "))
 
 
-def _collate(items: list[Sample | ImageError | None]) -> Batch | ImageError:
+def _collate(items: list[Sample | _Unreadable | None]) -> Batch | _Unreadable:
     for item in items:
-        if isinstance(item, ImageError):
+        if isinstance(item, _Unreadable):
             return item
     return Batch.from_samples([item for item in items if isinstance(item, Sample)])
 
 
-def _raise_errors(item: Batch | ImageError) -> Batch:
-    if isinstance(item, ImageError):
-        raise item
+def _raise_errors(item: Batch | _Unreadable) -> Batch:
+    if isinstance(item, _Unreadable):
+        raise ImageError(item.path, item.reason)
     return item
 
 

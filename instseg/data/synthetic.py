@@ -251,14 +251,16 @@ def _background(rng: np.random.Generator, size: Size) -> tuple[Array, list[Array
     canvas = _mix(colours[0], colours[1], (ramp + 0.5).clip(0, 1))
     clouds = _clouds(rng, size, cells=int(rng.integers(3, 9)))
     canvas += rng.uniform(8, 30) * (clouds[..., None] - 0.5)
+    # OpenCV draws smooth lines on 8-bit pictures alone.
+    picture = canvas.clip(0, 255).astype(np.uint8)
     for _ in range(int(rng.integers(2, 7))):
         ends = rng.uniform(-0.1, 1.1, (3, 2)) * (width, height)
         t = np.linspace(0, 1, 24)[:, None]
         curve = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * ends[1] + t**2 * ends[2]
         colour = _colour(rng, saturation=(0.0, 0.6), value=(0.15, 1.0)).tolist()
         points = [np.round(curve).astype(np.int32)]
-        cv2.polylines(canvas, points, False, colour, int(rng.integers(1, 3)))
-    return canvas, colours
+        cv2.polylines(picture, points, False, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return picture.astype(np.float32), colours
 
 
 def _paint(

@@ -18,10 +18,10 @@ EvaluateFn = Callable[[nn.Module], Mapping[str, Mapping[str, float]]]
 """Scores a model: ``{"segm": {"AP": ..., "AP50": ...}}``, logged as ``segm/AP``."""
 
 ScheduleFn = Callable[[int], float]
-"""The factor on each parameter group's lr at update number ``step`` (from 0); its repr is stored."""
+"""The factor on the base learning rates for update number ``step`` (from 0); has a telling repr."""
 
 
-ScoresT = TypeVar("ScoresT", bound="Scores", covariant=True)
+ScoresT = TypeVar("ScoresT", bound="Scores")
 
 
 class Batch(Protocol):

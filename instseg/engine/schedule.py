@@ -89,7 +89,9 @@ class Cosine:
         if step < self.warmup_steps:
             return linear_warmup(step, self.warmup_steps, self.warmup_factor)
         done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.final_factor + (1.0 - self.final_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.final_factor + (1.0 - self.final_factor) * 0.5 * (
+            1.0 + math.cos(math.pi * done)
+        )
 
 
 def _check_warmup(steps: int, factor: float) -> None:

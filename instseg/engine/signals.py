@@ -38,7 +38,8 @@ class StopSignals:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None stands for a handler that C code installed and Python cannot put back.
+            signal.signal(number, handler or signal.SIG_DFL)
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch_file(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    # The unpickler does not check a damaged file, so what it stumbles over is of many kinds.
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (
@@ -61,10 +63,12 @@ def _read_torch_file(path: Path) -> Any:
         AttributeError,
         EOFError,
         LookupError,
+        MemoryError,
         OSError,
         RuntimeError,
         TypeError,
         ValueError,
+        struct.error,
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreadableFileError(

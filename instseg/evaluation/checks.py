@@ -123,10 +123,11 @@ def _decode(counts: bytes) -> npt.NDArray[np.int64] | None:
     if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
         return None
     ends = np.flatnonzero(digits & 32 == 0)
-    lengths = np.diff(ends, prepend=-1)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    lengths = ends - starts + 1
     if lengths.max() > 7:  # 35 bits hold every 32-bit run and its sign
         return None
-    starts = ends - lengths + 1
     places = np.arange(digits.size) - np.repeat(starts, lengths)
     runs = np.add.reduceat((digits & 31) << (5 * places), starts)
     runs -= ((digits[ends] & 16) != 0).astype(np.int64) << (5 * lengths)

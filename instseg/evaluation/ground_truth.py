@@ -188,8 +188,6 @@ def _optional_defect(annotation: dict[str, Any]) -> str | None:
     area = annotation.get("area", 0)
     if not is_finite(area) or area < 0:
         return f"key 'area' must be a finite number >= 0, got {short(area)}"
-    if "area" not in annotation and not annotation.get("segmentation") and "bbox" not in annotation:
-        return "keys 'area', 'bbox' and 'segmentation' are all missing"
     return None
 
 

@@ -71,29 +71,32 @@ def draw_instances(
     _check(image, instances, class_names, scale)
     canvas = image.copy()
     if scale > 1:
-        canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        enlarged = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        canvas = np.asarray(enlarged, np.uint8)
     if instances.scores is not None:
         instances = instances[instances.scores >= score_threshold]
 
     labels = instances.labels.tolist()
-    colours = [PALETTE[k % len(PALETTE)] for k in labels]
-    if color_by == "instance":
-        colours = [PALETTE[i % len(PALETTE)] for i in range(len(instances))]
-    stroke = max(1, round(min(canvas.shape[:2]) / 350))
-
+    keys = labels if color_by == "class" else range(len(labels))
+    colours = [PALETTE[k % len(PALETTE)] for k in keys]
+    short_side = min(canvas.shape[:2])
     if instances.masks is not None:
         codes = instance_rles(instances)
+        stroke = max(1, round(short_side / 250))
         for i in sorted(range(len(codes)), key=lambda i: -rle.area(codes[i])):
             _draw_mask(canvas, rle.decode(codes[i]), colours[i], opacity, stroke)
-    corners = (instances.boxes.detach().cpu().double().numpy() * scale).round().astype(np.int64)
-    for (x1, y1, x2, y2), colour in zip(corners.tolist(), colours, strict=True):
+
+    corners = _corners(instances, scale)
+    stroke = max(1, round(short_side / 400))
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, stroke)
     crowd = instances.crowd.tolist()
     scores = None if instances.scores is None else instances.scores.tolist()
-    for i, (x1, y1, _, _) in enumerate(corners.tolist()):
+    # The surest detection's label comes last and so lies on top.
+    for i in range(len(labels)) if scores is None else np.argsort(scores, kind="stable").tolist():
         text = class_names[labels[i]] + (" (crowd)" if crowd[i] else "")
         text += "" if scores is None else f" {scores[i]:.2f}"
-        _draw_label(canvas, text, (x1, y1), colours[i])
+        _draw_label(canvas, text, corners[i][:2], colours[i])
     return canvas
 
 
@@ -160,6 +163,14 @@ def _check(image: Image, instances: Instances, class_names: Sequence[str], scale
     bad = [k for k in instances.labels.tolist() if not 0 <= k < len(class_names)]
     if bad:
         raise ValueError(f"label {bad[0]} has no name: there are {len(class_names)} class names")
+
+
+def _corners(instances: Instances, scale: int) -> list[tuple[int, int, int, int]]:
+    """Each box in whole pixels of the enlarged picture, clipped to it."""
+    height, width = instances.image_size
+    limits = np.array([width, height, width, height])
+    boxes = instances.boxes.detach().cpu().double().numpy().clip(0, limits)
+    return [(x1, y1, x2, y2) for x1, y1, x2, y2 in (boxes * scale).round().astype(int).tolist()]
 
 
 def _draw_mask(

@@ -31,7 +31,10 @@ def test_ids_count_from_one_and_categories_are_sorted_names():
             {"id": 2, "file_name": "a.jpg", "height": 2, "width": 3},
         ],
         "annotations": [
-            {"id": 1, "image_id": 2, "category_id": 2, "iscrowd": 0, "bbox": [0, 0, 2, 1], "area": 2},
+            {
+                "id": 1, "image_id": 2, "category_id": 2, "iscrowd": 0,
+                "bbox": [0, 0, 2, 1], "area": 2,
+            },
             {
                 "id": 2, "image_id": 1, "category_id": 1, "iscrowd": 0,
                 "bbox": [1, 1, 3, 2], "area": 6, "difficult": 1,
@@ -119,10 +122,11 @@ def test_relative_path_normalises(path, normal):
 
 
 @pytest.mark.parametrize(
-    "path", ["../a.jpg", "x/../../a.jpg", "..\\a.jpg", "/etc/passwd", "C:\\a.jpg", "c:a.jpg", "", ".."]
-)  # fmt: skip
+    "path",
+    ["../a.jpg", "x/../../a.jpg", "..\\a.jpg", "/etc/passwd", "C:\\a.jpg", "c:a.jpg", "", ".."],
+)
 def test_relative_path_refuses_to_leave_the_root(path):
-    with pytest.raises(FormatError, match="shape 7: the path .* does not stay under"):
+    with pytest.raises(FormatError, match=r"shape 7: the path .* does not stay under"):
         relative_path(RECORD, path)
 
 

@@ -122,7 +122,7 @@ def test_given_categories_decide_ids_and_refuse_others(tmp_path):
     ("content", "message"),
     [
         ("<annotation>", "not a plain XML file"),
-        ("<html></html>", "outer element is <html>"),
+        ("<html></html>", "the outer element is <html>"),
         (
             '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
             "not a plain XML file",

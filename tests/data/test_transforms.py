@@ -48,7 +48,10 @@ def scene() -> tuple[tv_tensors.Image, Instances]:
     size = (HEIGHT, WIDTH)
     segmentations = [RECTANGLE, TWO_PARTS, rle.encode(ring())]
     dense = np.stack(
-        [rle.decode(s if isinstance(s, dict) else rle.from_polygons(s, size)) for s in segmentations]
+        [
+            rle.decode(s if isinstance(s, dict) else rle.from_polygons(s, size))
+            for s in segmentations
+        ]
     )
     target = Instances(
         image_size=size,
@@ -200,7 +203,7 @@ def test_large_scale_jitter_scales_by_the_range_and_pads_gray():
     for _ in range(200):
         moved_image, moved = transform(image, target)
         assert tuple(moved_image.shape) == (3, 100, 100)
-        x1, y1, x2, y2 = (int(v) for v in moved.boxes[0])
+        x1, y1, x2, y2 = (round(v) for v in moved.boxes[0].tolist())
         # The whole image is the object: outside its box there is nothing but padding.
         assert (x1, y1) == (0, 0)
         assert (moved_image[:, :y2, :x2] == 0).all()
@@ -250,7 +253,7 @@ def test_crop_keeps_an_object_and_removes_what_is_mostly_cut_away(chosen):
     boxes = [BOXES[i] for i in chosen]
     transform = RandomCrop(0.2, 0.8, min_visibility=0.4)
     removed = 0
-    for seed in range(150):
+    for seed in range(60):
         torch.manual_seed(seed)
         image, target = transform(*located(boxes))
         frame = crop_window(image)
@@ -268,7 +271,7 @@ def test_crop_keeps_an_object_and_removes_what_is_mostly_cut_away(chosen):
 
 def test_crop_that_can_holds_the_drawn_object_whole():
     transform = RandomCrop(0.5, 0.5)
-    for seed in range(50):
+    for seed in range(20):
         torch.manual_seed(seed)
         image, target = transform(*located([[100, 20, 130, 60]]))
         assert tuple(image.shape) == (3, 60, 80)
@@ -344,7 +347,7 @@ def test_colour_transforms_leave_the_objects_alone():
     changed, same = chain(image, target)
     assert not torch.equal(changed, image)
     assert torch.equal(same.boxes, target.boxes)
-    distorted = [PhotometricDistort(p=1.0)(image, target)[0] for _ in range(3)]
+    distorted = [PhotometricDistort(p=1.0)(image, target)[0] for _ in range(2)]
     assert all(d.dtype == torch.uint8 and not torch.equal(d, image) for d in distorted)
 
 
@@ -372,7 +375,7 @@ def test_compose_refuses_what_is_no_v2_transform():
 
 def test_compose_notices_an_image_that_left_its_target():
     shrink = v2.Lambda(lambda image: image[:, ::2], tv_tensors.Image)
-    with pytest.raises(ValueError, match="Lambda.*60x160 with a target for 120x160"):
+    with pytest.raises(ValueError, match=r"Lambda.*60x160 with a target for 120x160"):
         Compose([shrink])(*located([]))
     with pytest.raises(ValueError, match=r"ToDtype.*torch\.float32; samples stay uint8"):
         Compose([v2.ToDtype(torch.float32)])(*located([]))

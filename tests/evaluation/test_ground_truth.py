@@ -132,7 +132,7 @@ def test_defects_name_the_record_and_the_key(path: str, value: Any, words: str) 
     assert str(caught.value).startswith("val.json: ")
 
 
-def test_masks_alone_need_no_boxes_but_something_to_take_the_area_of() -> None:
+def test_masks_alone_need_no_boxes() -> None:
     given = truth()
     for annotation in given["annotations"]:
         del annotation["bbox"]

@@ -96,7 +96,7 @@ def test_boxes_of_an_image_of_unknown_size_can_be_scored(tmp_path: Path) -> None
     ],
 )
 def test_defects_name_file_record_and_key(tmp_path: Path, bad: Any, words: str) -> None:
-    with pytest.raises(ResultsError, match=f"record 1: {words}") as caught:
+    with pytest.raises(ResultsError, match=f"record 1: .*{words}") as caught:
         load(tmp_path, [record(), bad, record()])
     assert str(caught.value).startswith(str(tmp_path / "results.json") + ": 1 of 3 records")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,7 +20,7 @@ Coco = dict[str, Any]
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _MAX_BYTES = 1 << 30
 _T = TypeVar("_T")
@@ -144,9 +143,7 @@ class CocoBuilder:
             "categories": [{"id": i, "name": name} for name, i in ids.items()],
         }
 
-    def _add(
-        self, record: Record, image_id: int, category: str, fields: dict[str, Any]
-    ) -> None:
+    def _add(self, record: Record, image_id: int, category: str, fields: dict[str, Any]) -> None:
         if self._categories is not None and category not in self._categories:
             raise record.error(f"class '{category}' is not among {list(self._categories)}")
         self._annotations.append(
@@ -198,10 +195,10 @@ def rectangle_polygon(x1: float, y1: float, x2: float, y2: float) -> list[float]
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def refuse_shape(record: Record, kind: object, supported: Collection[str]) -> FormatError:
+def refuse_shape(record: Record, kind: str, supported: Collection[str]) -> FormatError:
     """The error about a shape that encloses no area."""
     return record.error(
-        f"shape type {kind!r} cannot become an instance (only {', '.join(sorted(supported))} can); "
+        f"shape type '{kind}' cannot become an instance (only {', '.join(sorted(supported))} can); "
         f"redraw it, or leave such shapes out with skip_shapes (--skip-shapes {kind})"
     )
 
@@ -282,10 +279,9 @@ def write_coco(coco: Coco, path: Path) -> None:
         OSError: it cannot be written.
     """
     text = json.dumps(coco, separators=(",", ":"), allow_nan=False)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -79,8 +79,9 @@ def read(
 
 def _declared_size(content: dict[str, Any]) -> Size | None:
     height, width = content.get("imageHeight"), content.get("imageWidth")
-    declared = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
-    return (height, width) if declared else None
+    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        return height, width
+    return None
 
 
 def _instances(
@@ -92,7 +93,7 @@ def _instances(
         record = Record(file, f"shapes[{index}]")
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
             raise record.error("a shape must be a map with a 'label'")
-        kind = shape.get("shape_type") or "polygon"  # absent in files of LabelMe 3
+        kind = str(shape.get("shape_type") or "polygon")  # absent in files of LabelMe 3
         if kind in skip_shapes:
             continue
         if kind not in _POLYGONS:

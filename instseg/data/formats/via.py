@@ -69,7 +69,7 @@ def read(
         for index, region in enumerate(_regions(image, entry)):
             record = Record(file, f"image '{name}': regions[{index}]")
             shape = _member(record, region, "shape_attributes")
-            kind = shape.get("name")
+            kind = str(shape.get("name"))
             if kind in skip_shapes:
                 continue
             if kind not in _POLYGONS:
@@ -89,8 +89,9 @@ def _entries(file: Path) -> list[dict[str, Any]]:
         for entry in entries
     ):
         raise FormatError(
-            file, "not a VIA 2 project or its exported annotations: every image needs "
-            "'filename' and 'regions'"
+            file,
+            "not a VIA 2 project or its exported annotations: every image needs "
+            "'filename' and 'regions'",
         )
     return entries
 

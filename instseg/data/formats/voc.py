@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import ParseError  # noqa: S405 (the exception; defusedxml parses)
+from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
@@ -33,7 +33,7 @@ from instseg.data.image_io import image_size
 from instseg.structures.geometry import Size
 
 if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element  # noqa: S405 (the type)
+    from xml.etree.ElementTree import Element
 
 
 def read(

@@ -1,0 +1,47 @@
+"""What the commands share: logging, and turning expected errors into one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from instseg.config.loader import ConfigError
+from instseg.data.coco import AnnotationError
+from instseg.data.formats.common import FormatError
+from instseg.data.image_io import ImageError
+from instseg.engine.errors import EngineError
+from instseg.evaluation.ground_truth import GroundTruthError
+from instseg.evaluation.results import ResultsError
+
+# Errors whose message tells the user what to mend. Anything else is a defect of instseg, and its
+# traceback is wanted.
+_EXPECTED = (
+    AnnotationError,
+    ConfigError,
+    EngineError,
+    FormatError,
+    GroundTruthError,
+    ImageError,
+    OSError,
+    ResultsError,
+)
+
+
+def set_up_logging() -> None:
+    """Log lines on stderr, above the progress bar."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command; an expected error becomes a line on stderr and the exit status 2."""
+    set_up_logging()
+    try:
+        return command()
+    except _EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

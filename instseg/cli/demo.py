@@ -1,0 +1,120 @@
+"""`instseg demo`: the whole path in one command, on generated data."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from instseg.cli.common import run
+from instseg.cli.train import train
+from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
+from instseg.config.loader import load_config
+from instseg.config.schema import Config
+from instseg.config.trained import load_trained
+from instseg.data.dataset import DetectionDataset
+from instseg.data.index import CocoIndex
+from instseg.data.sampling import SampleKey
+from instseg.data.synthetic import generate_shapes
+from instseg.data.transforms import Compose
+from instseg.engine.evaluate import evaluate
+from instseg.evaluation.report import category_table, summary_lines, write_scores
+from instseg.inference.predictor import Predictor
+from instseg.visualization.curves import plot_curves
+from instseg.visualization.draw import draw_instances, save_png, side_by_side
+
+_logger = logging.getLogger(__name__)
+
+_PICTURE_SCALE = 2
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command with ``argv`` and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Generate pictures of shapes, train a small Mask R-CNN on them from scratch, "
+        "score it in COCO mAP and draw what it sees. Run again after an interruption, it goes on.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
+    parser.add_argument(
+        "--config", type=Path, default=Path("configs/demo/mask_rcnn.yaml"), help="YAML file"
+    )
+    parser.add_argument("--train-images", type=int, default=600, help="to generate [600]")
+    parser.add_argument("--val-images", type=int, default=100, help="to generate, held out [100]")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change the config")
+    return run(partial(_command, parser.parse_intermixed_args(argv)))
+
+
+def _command(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    counts = {"train": args.train_images, "val": args.val_images}
+    overrides = [f"output={args.output}", *args.overrides]
+    for seed, (part, images) in enumerate(counts.items()):
+        folder = args.output / "data" / part
+        if not (folder / "annotations.json").is_file():
+            _logger.info("drawing %d pictures in %s", images, folder)
+            generate_shapes(folder, images=images, seed=seed)
+        overrides.append(f"data.{part}.annotations={folder / 'annotations.json'}")
+        overrides.append(f"data.{part}.images={folder / 'images'}")
+    config = load_config(args.config, Config, overrides)
+    if train(config, resume=True).status == "interrupted":
+        return 3
+    table = _evaluate(config)
+    plot_curves(config.output / "metrics.jsonl", config.output / "curves.png")
+    _draw(config)
+    print(table)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{minutes:.1f} minutes. In {config.output}: ap.txt, curves.png, predictions.png")
+    return 0
+
+
+def _evaluate(config: Config) -> str:
+    """Score the best weights on the held-out pictures; returns what ``ap.txt`` holds."""
+    trained = load_trained(config.output / "best.safetensors")
+    index = read_val_index(config)
+    device = build_device(config)
+    scores = evaluate(
+        trained.model.to(device),
+        build_val_loader(config, index),
+        build_evaluator(config, index, trained.class_names),
+        device=device,
+        amp=config.train.amp,
+    )
+    write_scores(scores, config.output / "scores.json")
+    with (config.output / "ap.txt").open("w") as file:
+        console = Console(file=file, width=100)
+        for line in summary_lines(scores):
+            console.print(line, highlight=False, markup=False)
+        console.print(category_table(scores))
+    return (config.output / "ap.txt").read_text()
+
+
+def _draw(config: Config, rows: int = 5) -> None:
+    """``predictions.png``: held-out pictures, their ground truth, and the predictions."""
+    trained = load_trained(config.output / "best.safetensors")
+    predictor = Predictor(trained.model, trained.transforms, build_device(config))
+    index = read_val_index(config)
+    pictures = []
+    for number in _crowded(index, rows):
+        sample = DetectionDataset(index.records, Compose([]), seed=0, with_masks=True)[
+            SampleKey(epoch=0, index=number)
+        ]
+        assert sample is not None
+        image = sample.image.permute(1, 2, 0).contiguous().numpy()
+        (found,) = predictor([image])
+        draw = partial(draw_instances, image, class_names=trained.class_names, scale=_PICTURE_SCALE)
+        blank = sample.target[[]]
+        pictures.append((draw(blank), draw(sample.target), draw(found, score_threshold=0.5)))
+    grid = side_by_side(pictures, ["image", "ground truth", "prediction"])
+    save_png(grid, config.output / "predictions.png")
+
+
+def _crowded(index: CocoIndex, count: int) -> list[int]:
+    """The pictures with the most objects: they show the most."""
+    order = sorted(range(len(index.records)), key=lambda i: -len(index.records[i].labels))
+    return order[:count]

@@ -1,0 +1,98 @@
+"""`instseg predict`: draw and save what a trained model sees in images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from instseg.cli.common import run
+from instseg.config.trained import load_trained
+from instseg.data.image_io import read_image
+from instseg.evaluation.results import instances_to_results, write_results
+from instseg.inference.predictor import Predictor
+from instseg.visualization.draw import draw_instances, save_png
+
+_logger = logging.getLogger(__name__)
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command with ``argv`` and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Detect the objects in images: one picture for each image, results.json in "
+        "COCO's format, and images.json, which says what image each image_id is.",
+        epilog="example:\n  predict.py --weights runs/demo/best.safetensors photos/ --output out/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", type=Path, required=True, help="weights of train_net.py")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write")
+    parser.add_argument("--score", type=float, default=0.5, help="draw from this score on [0.5]")
+    parser.add_argument("--device", help="such as cuda or cpu [a GPU where there is one]")
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    args = parser.parse_intermixed_args(argv)
+    return run(partial(_command, args))
+
+
+def _command(args: argparse.Namespace) -> int:
+    paths = list(_image_files(args.images))
+    if not paths:
+        raise FileNotFoundError(f"no images in {', '.join(map(str, args.images))}")
+    trained = load_trained(args.weights)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor(trained.model, trained.transforms, device)
+    category_ids = [c["id"] for c in trained.categories]
+    args.output.mkdir(parents=True, exist_ok=True)
+    pictures = _picture_paths(paths, args.output)
+    records, images = [], []
+    for number, path in enumerate(track(paths, "predicting", console=Console(stderr=True)), 1):
+        image = read_image(path)
+        (found,) = predictor([image])
+        records += instances_to_results(number, found, category_ids)
+        images.append(
+            {
+                "id": number,
+                "file_name": str(path),
+                "height": image.shape[0],
+                "width": image.shape[1],
+            }
+        )
+        drawn = draw_instances(image, found, trained.class_names, score_threshold=args.score)
+        save_png(drawn, pictures[path])
+    write_results(records, args.output / "results.json")
+    listing = {"images": images, "categories": trained.categories}
+    (args.output / "images.json").write_text(json.dumps(listing, indent=1) + "\n")
+    print(
+        f"{len(records)} detections in {len(paths)} images: pictures and results in {args.output}"
+    )
+    return 0
+
+
+def _image_files(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        elif path.is_file():
+            yield path
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def _picture_paths(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """One PNG for each image; equal names from different folders get a number."""
+    taken: dict[str, int] = {}
+    pictures = {}
+    for path in paths:
+        count = taken.setdefault(path.stem, 0)
+        taken[path.stem] += 1
+        pictures[path] = folder / (f"{path.stem}_{count}.png" if count else f"{path.stem}.png")
+    return pictures

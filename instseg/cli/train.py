@@ -1,0 +1,177 @@
+"""`instseg train`: train a model from a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from instseg.cli.common import run
+from instseg.config.build import (
+    build_device,
+    build_evaluator,
+    build_model,
+    build_optimizer,
+    build_options,
+    build_schedule,
+    build_train_loader,
+    build_val_loader,
+    has_masks,
+    read_index,
+    read_val_index,
+)
+from instseg.config.loader import ConfigError, dump_config, load_config
+from instseg.config.schema import Config
+from instseg.config.trained import describe_weights, inference_config, load_initial
+from instseg.engine.evaluate import evaluate
+from instseg.engine.loggers import CsvLogger, JsonlLogger
+from instseg.engine.optim import describe_groups
+from instseg.engine.rng import seed_everything
+from instseg.engine.tensorboard_logger import TensorBoardLogger
+from instseg.engine.trainer import Trainer, TrainResult
+
+_logger = logging.getLogger(__name__)
+
+_EPILOG = """\
+examples:
+  train_net.py --config configs/demo/mask_rcnn.yaml
+  train_net.py --config my.yaml data.train.images=photos train.optimizer.lr=1e-3 --output runs/a
+  train_net.py --config my.yaml --output runs/a --resume
+
+exit status: 0 finished, 2 unusable configuration or data, 3 stopped by a signal (saved: --resume)
+"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command with ``argv`` and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train a model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--output", type=Path, help="folder of the run, in place of the config's")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change the config")
+    args = parser.parse_intermixed_args(argv)
+    return run(partial(_command, args))
+
+
+def _command(args: argparse.Namespace) -> int:
+    config = load_config(args.config, Config, args.overrides)
+    if args.output is not None:
+        config = config.model_copy(update={"output": args.output})
+    result = train(config, resume=args.resume)
+    return 0 if result.status == "finished" else 3
+
+
+def train(config: Config, *, resume: bool = False) -> TrainResult:
+    """Train as the configuration says; everything the run leaves is in ``config.output``.
+
+    Args:
+        config: what to do.
+        resume: go on from the last checkpoint in that folder, if there is one.
+
+    Raises:
+        ConfigError, AnnotationError, FormatError, ImageError, EngineError: see their messages.
+    """
+    train_index = read_index(config.data.train, need_masks=has_masks(config))
+    val_index = read_val_index(config)
+    names = train_index.class_names
+    evaluator = build_evaluator(config, val_index, names)
+    train_loader = build_train_loader(config, train_index)
+    val_loader = build_val_loader(config, val_index)
+
+    # Seeded before the model is made, so that its random weights are a function of the seed too.
+    seed_everything(config.train.seed)
+    device = build_device(config)
+    model = build_model(config.model, num_classes=len(names)).to(device)
+    if config.train.init_from is not None:
+        load_initial(model, config.train.init_from, names)
+    optimizer = build_optimizer(config, model)
+    _logger.info(
+        "%d training images, %d validation images, %d classes, on %s",
+        len(train_index.records),
+        len(val_index.records),
+        len(names),
+        device,
+    )
+    _logger.info("%s", describe_groups(optimizer))
+
+    def score(model: nn.Module) -> dict[str, dict[str, float]]:
+        scores = evaluate(model, val_loader, evaluator, device=device, amp=config.train.amp)
+        return {kind: dict(result.stats) for kind, result in scores.items()}
+
+    describe_run(config, resume=resume)
+    run_dir = config.output
+    trainer = Trainer(
+        model,
+        optimizer,
+        build_schedule(config, len(train_loader)),
+        train_loader,
+        options=build_options(config),
+        run_dir=run_dir,
+        evaluate=score,
+        loggers=[
+            JsonlLogger(run_dir / "metrics.jsonl"),
+            CsvLogger(run_dir / "metrics.csv"),
+            TensorBoardLogger(run_dir / "tensorboard"),
+        ],
+        weights_metadata=describe_weights(inference_config(config), train_index.categories),
+    )
+    return trainer.run(resume=resume)
+
+
+def describe_run(config: Config, *, resume: bool) -> None:
+    """Save the resolved configuration and the versions in the run's folder.
+
+    Raises:
+        ConfigError: a resumed run has another configuration than the one in its folder.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    saved = config.output / "config.yaml"
+    text = dump_config(config)
+    if resume and saved.is_file():
+        before = load_config(saved, Config)
+        if changed := changed_keys(before, config):
+            raise ConfigError(
+                f"{saved} says otherwise in {', '.join(changed)}: a resumed run goes on as it was "
+                "begun. Undo the change, or choose another --output"
+            )
+    elif not saved.exists():
+        saved.write_text(text)
+    packages = ("instseg", "torch", "torchvision", "numpy", "opencv-python-headless", "hotcoco")
+    versions = {name: version(name) for name in packages}
+    versions |= {"python": platform.python_version(), "platform": platform.platform()}
+    if torch.cuda.is_available():
+        versions["gpu"] = torch.cuda.get_device_name()
+    (config.output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+# What may differ when a run goes on: it changes how the work is done, not its result.
+_FREE_KEYS = ("output", "data.workers", "train.log_every", "train.save_every", "train.device")
+
+
+def changed_keys(before: Config, after: Config) -> list[str]:
+    """Dotted names of the settings that differ and matter for the result."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    differing = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    return sorted(key for key in differing if key not in _FREE_KEYS)
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,122 @@
+"""From the configuration's ``data`` section to an index of records, and to transforms."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+from instseg.config.schema import (
+    CocoSource,
+    HorizontalFlipConfig,
+    InstancePngSource,
+    LabelmeSource,
+    LargeScaleJitterConfig,
+    PhotometricDistortConfig,
+    RandomCropConfig,
+    ResizeConfig,
+    ResizeShortestEdgeConfig,
+    Source,
+    TransformConfig,
+    ViaSource,
+    VocSource,
+    YoloSource,
+)
+from instseg.data.coco import load_coco
+from instseg.data.folds import take_fold
+from instseg.data.formats import instance_png, labelme, via, voc, yolo
+from instseg.data.index import CocoIndex, build_index
+from instseg.data.transforms import (
+    Compose,
+    LargeScaleJitter,
+    PhotometricDistort,
+    RandomCrop,
+    RandomHorizontalFlip,
+    Resize,
+    ResizeShortestEdge,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
+    """Read a data set of any format; a warning says what is left out of it, and why.
+
+    Raises:
+        ConfigError: the fold is not one of those there are.
+        AnnotationError, FormatError, OSError: the files cannot be used; see their messages.
+    """
+    coco, root, name = _read(source)
+    if source.fold is not None:
+        fold = source.fold
+        coco = take_fold(coco, folds=fold.folds, index=fold.index, part=fold.part)
+    index = build_index(coco, root, source=name, need_masks=need_masks)
+    is_whole = (
+        len(index.records) == index.total_images
+        and len(index.coco["annotations"]) == index.total_annotations
+    )
+    _logger.log(logging.INFO if is_whole else logging.WARNING, "%s: %s", name, index.summary())
+    return index
+
+
+def _read(source: Source) -> tuple[dict[str, Any], Path, str]:
+    """(COCO dictionary, image root, name for messages)."""
+    match source:
+        case CocoSource():
+            return load_coco(source.annotations), source.images, str(source.annotations)
+        case InstancePngSource():
+            coco = instance_png.read(
+                source.images,
+                source.masks,
+                category=source.category,
+                mask_suffix=source.mask_suffix,
+            )
+            return coco, source.images, str(source.masks)
+        case VocSource():
+            coco = voc.read(source.root, split=source.split, categories=source.categories)
+            return coco, source.root / "JPEGImages", str(source.root)
+        case YoloSource():
+            coco = yolo.read(source.images, source.labels, names=source.names)
+            return coco, source.images, str(source.labels)
+        case LabelmeSource():
+            coco = labelme.read(source.folder, categories=source.categories)
+            return coco, source.folder, str(source.folder)
+        case ViaSource():
+            coco = via.read(
+                source.file,
+                source.images,
+                attribute=source.attribute,
+                category=source.category,
+                categories=source.categories,
+            )
+            return coco, source.images, str(source.file)
+        case _:
+            assert_never(source)
+
+
+def build_transforms(sections: Sequence[TransformConfig]) -> Compose:
+    """The transforms in their order."""
+    return Compose([_transform(section) for section in sections])
+
+
+def _transform(section: TransformConfig) -> Any:
+    match section:
+        case ResizeShortestEdgeConfig():
+            return ResizeShortestEdge(section.sizes, section.max_size)
+        case ResizeConfig():
+            return Resize((section.height, section.width))
+        case HorizontalFlipConfig():
+            return RandomHorizontalFlip(section.p)
+        case LargeScaleJitterConfig():
+            return LargeScaleJitter(
+                (section.height, section.width),
+                min_scale=section.min_scale,
+                max_scale=section.max_scale,
+            )
+        case RandomCropConfig():
+            return RandomCrop(section.min_scale, min_visibility=section.min_visibility)
+        case PhotometricDistortConfig():
+            return PhotometricDistort(p=section.p)
+        case _:
+            assert_never(section)

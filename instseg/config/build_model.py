@@ -1,0 +1,174 @@
+"""From the configuration's ``model`` section to a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import nn
+from torchvision.models import get_model_weights
+
+from instseg.config.loader import ConfigError
+from instseg.config.schema import (
+    BackboneConfig,
+    BoxBodyConfig,
+    FcBodyConfig,
+    FcnMaskHeadConfig,
+    MaskRcnnConfig,
+    ModelConfig,
+    RcnnConfig,
+    ResNetConfig,
+)
+from instseg.engine.weights import load_weights
+from instseg.models.anchors import AnchorGenerator
+from instseg.models.backbones import Backbone, ResNet, TimmBackbone
+from instseg.models.detection import FasterRCNN, MaskRCNN
+from instseg.models.detection.roi_boxes import RoIBoxHead
+from instseg.models.detection.roi_masks import RoIMaskHead
+from instseg.models.detection.rpn import ProposalLimits, RegionProposalNetwork
+from instseg.models.heads import (
+    BoxPredictor,
+    ConvFCBoxBody,
+    FCBoxBody,
+    FCNMaskBody,
+    MaskPredictor,
+    RPNHead,
+)
+from instseg.models.layers import Norm
+from instseg.models.matcher import Matcher, Sampler
+from instseg.models.necks import FPN
+from instseg.models.pooler import MultiscaleRoIAlign
+from instseg.models.preprocess import Preprocess
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(
+    config: ModelConfig, *, num_classes: int, load_backbone: bool = True
+) -> FasterRCNN | MaskRCNN:
+    """The model of a configuration.
+
+    Args:
+        config: the ``model`` section.
+        num_classes: C, without a background.
+        load_backbone: give the backbone its weights; not needed where a state dict of the whole
+            model follows.
+
+    Raises:
+        ConfigError: parts that do not fit together, or weights that do not fit the backbone.
+    """
+    backbone = _backbone(config.backbone, load_backbone, len(config.image_mean))
+    if len(config.image_mean) != len(config.image_std):
+        raise ConfigError(
+            f"model.image_mean has {len(config.image_mean)} values, "
+            f"model.image_std {len(config.image_std)}: both need one for each channel"
+        )
+    preprocess = Preprocess(config.image_mean, config.image_std, max(backbone.strides))
+    neck = FPN(
+        backbone.channels, backbone.strides, config.neck.channels, norm=_norm(config.neck.norm)
+    )
+    parts = (preprocess, backbone, neck, _rpn(config, neck), _box_head(config, neck, num_classes))
+    if isinstance(config, MaskRcnnConfig):
+        aligned = not config.torchvision_compatible
+        return MaskRCNN(*parts, _mask_head(config.mask_head, neck, num_classes, aligned))
+    return FasterRCNN(*parts)
+
+
+def _backbone(config: BackboneConfig, load: bool, in_channels: int) -> Backbone:
+    if isinstance(config, ResNetConfig):
+        resnet = ResNet(config.depth, norm=config.norm, freeze_at=config.freeze_at)
+        if load and isinstance(config.weights, Path):
+            _load_backbone_file(resnet, config.weights)
+        elif load and config.weights == "torchvision":
+            weights = get_model_weights(f"resnet{config.depth}").DEFAULT
+            _logger.info("downloading %s, if it is not in torch's cache", weights)
+            resnet.load_classifier(weights.get_state_dict(progress=True, check_hash=True))
+        return resnet
+    timm = TimmBackbone(
+        config.model,
+        norm=config.norm,
+        strides=config.strides,
+        in_channels=in_channels,
+        pretrained=load and config.weights == "timm",
+    )
+    if load and isinstance(config.weights, Path):
+        _load_backbone_file(timm, config.weights)
+    return timm
+
+
+def _load_backbone_file(backbone: Backbone, path: Path) -> None:
+    tensors, _ = load_weights(path)
+    try:
+        backbone.load_classifier(tensors)
+    except ValueError as error:
+        raise ConfigError(f"model.backbone.weights: {path}: {error}") from None
+
+
+def _rpn(config: RcnnConfig, neck: FPN) -> RegionProposalNetwork:
+    rpn = config.rpn
+    if len(config.anchors.sizes) != len(neck.strides):
+        raise ConfigError(
+            f"model.anchors.sizes has {len(config.anchors.sizes)} levels, but the neck gives "
+            f"{len(neck.strides)} (strides {', '.join(map(str, neck.strides))})"
+        )
+    if len({len(level) for level in config.anchors.sizes}) != 1:
+        raise ConfigError("model.anchors.sizes: every level needs the same number of sizes")
+    anchors = AnchorGenerator(
+        config.anchors.sizes,
+        config.anchors.aspect_ratios,
+        neck.strides,
+        torchvision=config.torchvision_compatible,
+    )
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(neck.channels, anchors.num_anchors, depth=rpn.depth),
+        matcher=Matcher(rpn.positive_iou, rpn.negative_iou, allow_low_quality=True),
+        sampler=Sampler(rpn.samples, rpn.positive_fraction),
+        training_limits=ProposalLimits(rpn.train_before_nms, rpn.train_after_nms),
+        inference_limits=ProposalLimits(rpn.test_before_nms, rpn.test_after_nms),
+        nms_threshold=rpn.nms_threshold,
+    )
+
+
+def _box_head(config: RcnnConfig, neck: FPN, num_classes: int) -> RoIBoxHead:
+    head = config.box_head
+    pooler = _pooler(neck, head.pooled_size, not config.torchvision_compatible)
+    body = _box_body(head.body, neck.channels, head.pooled_size)
+    return RoIBoxHead(
+        pooler,
+        body,
+        BoxPredictor(body.channels, num_classes),
+        matcher=Matcher(head.positive_iou, head.positive_iou),
+        sampler=Sampler(head.samples, head.positive_fraction),
+        score_threshold=head.score_threshold,
+        nms_threshold=head.nms_threshold,
+        max_detections=head.max_detections,
+    )
+
+
+def _box_body(config: BoxBodyConfig, channels: int, size: int) -> FCBoxBody | ConvFCBoxBody:
+    if isinstance(config, FcBodyConfig):
+        return FCBoxBody(channels, size, config.channels)
+    return ConvFCBoxBody(
+        channels, size, config.conv_channels, config.channels, norm=_norm(config.norm)
+    )
+
+
+def _mask_head(
+    config: FcnMaskHeadConfig, neck: FPN, num_classes: int, aligned: bool
+) -> RoIMaskHead:
+    body = FCNMaskBody(neck.channels, config.channels, norm=_norm(config.norm))
+    return RoIMaskHead(
+        _pooler(neck, config.pooled_size, aligned),
+        body,
+        MaskPredictor(body.channels, num_classes, body.channels),
+    )
+
+
+def _pooler(neck: FPN, size: int, aligned: bool) -> MultiscaleRoIAlign:
+    # The pooled last level serves the region proposals alone (FPN, section 4.1).
+    return MultiscaleRoIAlign(neck.strides[:-1], size, aligned=aligned)
+
+
+def _norm(name: str | None) -> Norm | None:
+    return nn.BatchNorm2d if name == "batch" else None

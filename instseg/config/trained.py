@@ -1,0 +1,153 @@
+"""Weights files that can be used without a configuration: what they carry, and how to load them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from instseg.config.build_data import build_transforms
+from instseg.config.build_model import build_model
+from instseg.config.loader import dump_config, parse_config
+from instseg.config.schema import Config, InferenceConfig, InitConfig
+from instseg.data.transforms import Compose
+from instseg.engine.errors import CheckpointError
+from instseg.engine.weights import METADATA_KEY, load_weights
+
+_logger = logging.getLogger(__name__)
+
+# The layers whose shape depends on the classes.
+_CLASS_LAYERS = ("box_head.predictor.", "mask_head.predictor.logits.")
+
+
+@dataclass
+class TrainedModel:
+    """A model in evaluation mode, with all that is needed to use it.
+
+    Args:
+        model: on the CPU.
+        transforms: what is done to an image before the model sees it.
+        categories: ``id`` and ``name`` of each label, in order.
+    """
+
+    model: nn.Module
+    transforms: Compose
+    categories: list[dict[str, Any]]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names, in label order."""
+        return [c["name"] for c in self.categories]
+
+
+def describe_weights(
+    config: InferenceConfig, categories: Sequence[Mapping[str, Any]]
+) -> dict[str, JsonValue]:
+    """What a weights file says of itself: how to build the model, and its classes."""
+    classes: list[JsonValue] = [{"id": c["id"], "name": c["name"]} for c in categories]
+    return {"inference": dump_config(config), "categories": classes}
+
+
+def inference_config(config: Config) -> InferenceConfig:
+    """The part of a training's configuration that using its model needs."""
+    return InferenceConfig(model=config.model, transforms=config.data.val_transforms)
+
+
+def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedModel:
+    """Rebuild the model that a weights file was saved from.
+
+    Args:
+        path: a file that `tools/train_net.py` or `tools/convert_weights.py` wrote.
+        config: build this in place of what the file says.
+
+    Raises:
+        CheckpointError: the file is unreadable, does not say what it is, or its weights do not fit
+            the model; the message names file, key and both shapes.
+        ConfigError: the configuration in the file is not valid.
+    """
+    tensors, stored, categories = _read(path)
+    config = config or parse_config(stored, InferenceConfig, source=str(path))
+    model = build_model(config.model, num_classes=len(categories), load_backbone=False)
+    check_state_dict(model.state_dict(), tensors, path)
+    model.load_state_dict(tensors)
+    return TrainedModel(model.eval(), build_transforms(config.transforms), categories)
+
+
+def load_initial(model: nn.Module, init: InitConfig, class_names: Sequence[str]) -> None:
+    """Start a training from a weights file.
+
+    Args:
+        model: gets the weights.
+        init: which file, and whether its class-specific layers are taken too.
+        class_names: the classes of the training, in label order.
+
+    Raises:
+        CheckpointError: the weights do not fit, or their classes are others and ``init.heads`` asks
+            for their layers.
+    """
+    tensors, _, categories = _read(init.weights)
+    names = [c["name"] for c in categories]
+    if init.heads and names != list(class_names):
+        raise CheckpointError(
+            f"{init.weights} was trained for {len(names)} classes ({_few(names)}), the data has "
+            f"{len(class_names)} ({_few(class_names)}): set train.init_from.heads=false to train "
+            "new class layers"
+        )
+    own = model.state_dict()
+    if not init.heads:
+        dropped = [key for key in own if key.startswith(_CLASS_LAYERS)]
+        _logger.info("starting from %s, with new weights for %s", init.weights, ", ".join(dropped))
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(_CLASS_LAYERS)}
+        tensors |= {key: own[key] for key in dropped}
+    check_state_dict(own, tensors, init.weights)
+    model.load_state_dict(tensors)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, list[dict[str, Any]]]:
+    """(tensors, stored configuration, categories) of a weights file."""
+    tensors, metadata = load_weights(path)
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: these weights carry no configuration and class names; convert foreign "
+            "weights with tools/convert_weights.py first"
+        )
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+        categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in content["categories"]]
+        return tensors, str(content["inference"]), categories
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its metadata {METADATA_KEY!r} is not what instseg writes ({error!r})"
+        ) from None
+
+
+def check_state_dict(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path | str
+) -> None:
+    """Compare a model's state dict with that of a file.
+
+    Raises:
+        CheckpointError: they differ in keys or shapes; the message names ``source``, keys, shapes.
+    """
+    problems = [
+        f"{key} is {list(given[key].shape)} in the file and {list(own[key].shape)} in the model"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    if any(problem.startswith("box_head.predictor.cls_score") for problem in problems):
+        problems.insert(0, "it is for another number of classes")
+    problems += [f"{key} is missing in the file" for key in own if key not in given]
+    problems += [f"{key} is not in the model" for key in given if key not in own]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

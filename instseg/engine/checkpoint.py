@@ -1,0 +1,165 @@
+"""Checkpoints: a training's whole state in one safetensors file, and the two newest of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
+
+from instseg import __version__
+from instseg.engine.errors import CheckpointError, UnreadableFileError
+from instseg.engine.rng import RandomScalars
+from instseg.engine.tensor_file import is_complete, read_tensor_file, save_file_atomic
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "instseg_checkpoint"
+
+_log = logging.getLogger(__name__)
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Best(BaseModel):
+    """The best score so far, and when it was reached."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    metric: str
+    value: float
+    step: Count
+    epoch: Count
+
+
+class Header(BaseModel):
+    """All of a training's state that is not a tensor; stored as JSON in the file's metadata.
+
+    Args:
+        format_version: of this layout.
+        versions: of the programs that wrote it.
+        step: updates made.
+        epoch: epochs closed, evaluation included; the course stands ``step`` minus this many
+            epochs' steps into the next one.
+        batches_per_epoch: length of the loader.
+        accumulate: batches a step.
+        schedule: the schedule in words.
+        optimizer: its class.
+        param_groups: its groups' settings and parameters' names.
+        optimizer_slots: for each parameter that has state, the names of its tensors.
+        scaler: of fp16 training, empty for others.
+        window: sums and counts of the figures since the last logged row.
+        best: the best score so far.
+        random: the generators' scalars.
+        run: the caller's own: configuration and categories.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format_version: int = FORMAT_VERSION
+    versions: dict[str, str] = Field(
+        default_factory=lambda: {
+            "instseg": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+    )
+    step: Count
+    epoch: Count
+    batches_per_epoch: Count
+    accumulate: Count
+    schedule: str
+    optimizer: str
+    param_groups: list[dict[str, JsonValue]]
+    optimizer_slots: dict[str, list[str]]
+    scaler: dict[str, int | float]
+    window: dict[str, tuple[float, int]]
+    best: Best | None
+    random: RandomScalars
+    run: dict[str, JsonValue]
+
+
+class CheckpointFolder:
+    """``last.safetensors`` and the older ``previous.safetensors`` of a run folder.
+
+    At every moment, that of a kill included, at least one of them is complete once the first save
+    has returned.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.last = run_dir / "last.safetensors"
+        self.previous = run_dir / "previous.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a checkpoint was ever saved here."""
+        return self.last.exists() or self.previous.exists()
+
+    def save(self, tensors: dict[str, Tensor], header: Header) -> None:
+        """Make a new ``last``; the one there was becomes ``previous``.
+
+        Raises:
+            CheckpointError: the disk is full or the folder not writable; both are untouched.
+        """
+        # A damaged `last` must not take the place of the good `previous` it was resumed from.
+        keep_old_as = self.previous if is_complete(self.last) else None
+        metadata = {_METADATA_KEY: header.model_dump_json()}
+        save_file_atomic(self.last, tensors, metadata, keep_old_as)
+
+    def load(self) -> tuple[Path, dict[str, Tensor], Header] | None:
+        """The newest complete checkpoint, None if none was ever saved.
+
+        Raises:
+            CheckpointError: there are files but none is usable; names the file and what is wrong.
+        """
+        problems: list[str] = []
+        for path in (self.last, self.previous):
+            if not path.exists():
+                problems.append(f"{path}: missing")
+                continue
+            try:
+                tensors, header = read_checkpoint(path)
+            except UnreadableFileError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                _log.warning("%s; falling back to %s", problems[0], path)
+            return path, tensors, header
+        if self.exists():
+            raise CheckpointError("no usable checkpoint: " + "; ".join(problems))
+        return None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
+    """The tensors and the header of a checkpoint.
+
+    Raises:
+        UnreadableFileError: cut short, damaged, or not safetensors.
+        CheckpointError: a safetensors file, but not a checkpoint that this version understands.
+    """
+    tensors, metadata = read_tensor_file(path)
+    text = metadata.get(_METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path}: not a training checkpoint (its metadata has no '{_METADATA_KEY}'); a weights "
+            "file holds no optimizer to resume from"
+        )
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: '{_METADATA_KEY}' is not JSON: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint format {version}, but this instseg {__version__} reads up to "
+            f"{FORMAT_VERSION}; install a newer instseg to resume this run"
+        )
+    try:
+        return tensors, Header.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or _METADATA_KEY
+        raise CheckpointError(f"{path}: header key '{key}': {first['msg']}") from error

@@ -1,0 +1,169 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from instseg.cli.dataset import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def save_pairs(root: Path, count: int) -> tuple[str, str]:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    labels = np.zeros((20, 30), np.uint8)
+    labels[2:8, 3:13] = 1
+    labels[10:18, 15:25] = 2
+    for i in range(count):
+        assert cv2.imwrite(str(root / "images" / f"{i}.png"), np.zeros((20, 30, 3), np.uint8))
+        assert cv2.imwrite(str(root / "masks" / f"{i}.png"), labels)
+    return str(root / "images"), str(root / "masks")
+
+
+def test_convert_a_fold_then_check_it(tmp_path, capsys):
+    images, masks = save_pairs(tmp_path, 7)
+    output = tmp_path / "train.json"
+    fold = ["--folds", "3", "--fold", "1", "--part", "train"]
+    argv = ["convert", "instance-png", images, masks, "--category", "cell", *fold]
+    assert main([*argv, "--output", str(output)]) == 0
+    assert "5 images, 10 objects, classes: cell" in capsys.readouterr().out
+    coco = json.loads(output.read_text())
+    assert [i["file_name"] for i in coco["images"]] == [f"{i}.png" for i in (0, 2, 3, 5, 6)]
+    assert main(["check", str(output), "--images", images]) == 0
+
+
+def test_check_reports_a_box_without_area_and_exits_1(tmp_path, capsys):
+    image_folder, label_folder = tmp_path / "images", tmp_path / "labels"
+    image_folder.mkdir()
+    label_folder.mkdir()
+    assert cv2.imwrite(str(image_folder / "a.png"), np.zeros((20, 30, 3), np.uint8))
+    (label_folder / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0 0\n")
+    output, report = tmp_path / "out.json", tmp_path / "report.json"
+    argv = ["convert", "yolo", str(image_folder), str(label_folder), "--names", "cat", "dog"]
+    assert main([*argv, "--output", str(output)]) == 0
+    capsys.readouterr()
+    argv = ["check", str(output), "--images", str(image_folder), "--json", str(report)]
+    assert main(argv) == 1
+    assert "box-no-area" in capsys.readouterr().out
+    (error,) = [d for d in json.loads(report.read_text()) if d["severity"] == "error"]
+    assert error["code"] == "box-no-area"
+    assert (error["image_id"], error["annotation_id"]) == (1, 2)
+    assert error["file"].endswith("out.json")
+
+
+def test_every_format_is_reachable(tmp_path):
+    images = tmp_path / "JPEGImages"
+    images.mkdir()
+    (tmp_path / "Annotations").mkdir()
+    assert cv2.imwrite(str(images / "a.png"), np.zeros((20, 30, 3), np.uint8))
+    corners = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax>"
+    objects = "".join(
+        f"<object><name>cat</name><difficult>{d}</difficult><bndbox>{corners}</bndbox></object>"
+        for d in (0, 1)
+    )
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    shapes = [
+        {"label": "cat", "points": [[1, 1], [5, 1], [1, 4]]},
+        {"label": "cat", "points": [[1, 1]], "shape_type": "point"},
+    ]
+    labelme = tmp_path / "labelme"
+    labelme.mkdir()
+    content = {"imagePath": "a.png", "imageHeight": 20, "imageWidth": 30, "shapes": shapes}
+    (labelme / "a.json").write_text(json.dumps(content))
+    polygon = {"name": "polygon", "all_points_x": [1, 5, 1], "all_points_y": [1, 1, 4]}
+    region = {"shape_attributes": polygon, "region_attributes": {"kind": "cat"}}
+    via = tmp_path / "via.json"
+    via.write_text(json.dumps({"a": {"filename": "a.png", "regions": [region]}}))
+    calls = [
+        ["voc", str(tmp_path), "--drop-difficult", "--categories", "dog", "cat"],
+        ["yolo", str(images), str(tmp_path), "--names", str(tmp_path / "data.yaml")],
+        ["labelme", str(labelme), "--skip-shapes", "point", "line"],
+        ["via", str(via), str(images), "--attribute", "kind"],
+        ["via", str(via), str(images), "--category", "thing"],
+    ]
+    found = []
+    for call in calls:
+        output = tmp_path / "out.json.written"
+        assert main(["convert", *call, "--output", str(output)]) == 0
+        coco = json.loads(output.read_text())
+        category = {c["id"]: c["name"] for c in coco["categories"]}
+        found.append([category[a["category_id"]] for a in coco["annotations"]])
+    assert found == [["cat"], ["cat"], ["cat"], ["cat"], ["thing"]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["convert", "voc", "{tmp}", "--output", "{tmp}/o.json"], "JPEGImages: no such folder"),
+        (["convert", "voc", "{tmp}", "--output", "{tmp}/absent/o.json"], "no folder"),
+        (["convert", "voc", "{tmp}", "--output", "{tmp}/o.json", "--folds", "5"], "give all three"),
+        (
+            ["convert", "labelme", "{tmp}", "--output", "{tmp}/o.json"],
+            "no file in it ends in .json",
+        ),
+        (
+            ["convert", "via", "{tmp}/x.json", "{tmp}", "--category", "a", "--output", "{tmp}/o"],
+            "x.json",
+        ),
+        (["check", "{tmp}/absent.json", "--images", "{tmp}"], "absent.json"),
+    ],
+)
+def test_unusable_files_exit_2_with_one_line(tmp_path, capsys, argv, message):
+    assert main([part.replace("{tmp}", str(tmp_path)) for part in argv]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "error:" in printed.err
+    assert "Traceback" not in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_impossible_folds_exit_2(tmp_path, capsys):
+    images, masks = save_pairs(tmp_path, 2)
+    argv = ["convert", "instance-png", images, masks, "--output", str(tmp_path / "o.json")]
+    assert main([*argv, "--folds", "5", "--fold", "5", "--part", "val"]) == 2
+    assert "0 <= index < folds, got 5 and 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["convert"],
+        ["convert", "kitti"],
+        ["convert", "yolo", "a", "b", "--output", "o"],
+        ["convert", "via", "a", "b", "--output", "o"],
+        ["convert", "via", "a", "b", "--output", "o", "--attribute", "x", "--category", "y"],
+        ["check", "a.json"],
+    ],
+)
+def test_unusable_arguments_exit_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_script_runs_and_its_help_has_examples():
+    script = [sys.executable, str(ROOT / "tools" / "dataset.py"), "--help"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(script, capture_output=True, text=True, env=env, check=True)
+    assert "convert instance-png images/ masks/" in done.stdout
+
+
+@pytest.mark.real_data
+def test_bccd_through_convert_and_check(real_data, tmp_path, capsys):
+    output, report = tmp_path / "bccd.json", tmp_path / "report.json"
+    root = real_data / "bccd"
+    assert main(["convert", "voc", str(root), "--output", str(output)]) == 0
+    assert "364 images, 4888 objects, classes: Platelets, RBC, WBC" in capsys.readouterr().out
+    argv = ["check", str(output), "--images", str(root / "JPEGImages"), "--json", str(report)]
+    assert main(argv) == 1
+    errors = [d for d in json.loads(report.read_text()) if d["severity"] == "error"]
+    assert [d["code"] for d in errors] == ["box-no-area"] * 2

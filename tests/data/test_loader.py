@@ -1,0 +1,285 @@
+"""Epochs of batches: the same with any number of workers, after a restart, and around bad files."""
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from instseg.data import dataset as dataset_module
+from instseg.data.dataset import DetectionDataset
+from instseg.data.image_io import ImageError
+from instseg.data.index import Record
+from instseg.data.loader import DetectionLoader
+from instseg.data.sampling import EvalSampler, TrainBatchSampler
+from instseg.data.transforms import (
+    Compose,
+    PhotometricDistort,
+    RandomCrop,
+    RandomHorizontalFlip,
+    ResizeShortestEdge,
+    SimpleCopyPaste,
+)
+from tests.data.small_set import contents, make_records, truncate
+
+
+@pytest.fixture
+def records(tmp_path) -> list[Record]:
+    return make_records(tmp_path)
+
+
+def train_loader(records, num_workers, copy_paste=None) -> DetectionLoader:
+    chain = [
+        RandomCrop(0.5, 1.0),
+        ResizeShortestEdge([32, 40], 64),
+        RandomHorizontalFlip(),
+        PhotometricDistort(),
+    ]
+    dataset = DetectionDataset(
+        records, Compose(chain), seed=4, with_masks=True, copy_paste=copy_paste
+    )
+    sampler = TrainBatchSampler([r.size for r in records], 2, seed=4)
+    return DetectionLoader(dataset, sampler, num_workers=num_workers)
+
+
+def plain_loader(records, num_workers, batch_size=2, **settings) -> DetectionLoader:
+    transforms = settings.pop("transforms", [])
+    dataset = DetectionDataset(records, Compose(transforms), seed=0, with_masks=True, **settings)
+    return DetectionLoader(dataset, EvalSampler(len(records), batch_size), num_workers=num_workers)
+
+
+def bits(batch) -> list:
+    """All that a batch holds, to compare bit for bit."""
+    return [
+        [(tuple(image.shape), image.numpy().tobytes()) for image in batch.images],
+        [contents(target) for target in batch.targets],
+        batch.image_ids,
+        batch.original_sizes,
+        batch.paths,
+    ]
+
+
+def ids(batches) -> list[list[int]]:
+    return [[i - 100 for i in batch.image_ids] for batch in batches]
+
+
+def test_a_batch_lines_up_its_samples(records):
+    loader = plain_loader(records, 0)
+    assert (len(loader), loader.batch_size) == (5, 2)
+    batches = list(loader.epoch(0))
+    assert ids(batches) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+    for batch in batches:
+        for i, image_id in enumerate(batch.image_ids):
+            record = records[image_id - 100]
+            assert tuple(batch.images[i].shape[1:]) == batch.targets[i].image_size == record.size
+            assert batch.original_sizes[i] == record.size
+            assert batch.paths[i] == str(record.path)
+            assert np.array_equal(batch.targets[i].boxes.numpy(), record.boxes)
+
+
+def test_epochs_do_not_depend_on_workers_or_restarts(records):
+    def run(num_workers, epochs):
+        loader = train_loader(records, num_workers, SimpleCopyPaste(p=0.5))
+        return {epoch: [bits(batch) for batch in loader.epoch(epoch)] for epoch in epochs}
+
+    truth = run(0, [0, 1])
+    assert truth[0] != truth[1]
+    assert run(1, [0, 1]) == truth
+    assert run(2, [0, 1]) == truth
+    assert run(2, [1]) == {1: truth[1]}
+    torch.manual_seed(123)
+    assert run(0, [1, 0]) == truth
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_can_start_anywhere(records, num_workers):
+    loader = train_loader(records, num_workers)
+    whole = [bits(batch) for batch in loader.epoch(3)]
+    assert len(whole) == len(loader) == 5
+    for start in (2, 4, 5, 0):
+        assert [bits(batch) for batch in loader.epoch(3, start)] == whole[start:]
+    assert len(loader) == 5
+    with pytest.raises(ValueError, match=r"start_batch must be in 0\.\.5.*got 6"):
+        loader.epoch(3, 6)
+    with pytest.raises(ValueError, match="got -1"):
+        loader.epoch(3, -1)
+
+
+def test_what_was_done_before_the_start_is_not_decoded(records, monkeypatch):
+    read = []
+    original = dataset_module.read_image
+    monkeypatch.setattr(
+        dataset_module, "read_image", lambda path: (read.append(path.name), original(path))[1]
+    )
+    list(plain_loader(records, 0).epoch(0, 3))
+    assert read == ["image6.jpg", "image7.jpg", "image8.jpg"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_can_be_left_early(records, num_workers):
+    loader = train_loader(records, num_workers)
+    truth = [bits(batch) for batch in loader.epoch(1)]
+    for _ in range(2):
+        next(loader.epoch(0))
+        assert [bits(batch) for batch in loader.epoch(1)] == truth
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_global_random_streams_are_left_alone(records, num_workers):
+    def states():
+        return (
+            torch.get_rng_state().numpy().tobytes(),
+            str(np.random.get_state()),
+            random.getstate(),
+        )
+
+    before = states()
+    loader = train_loader(records, num_workers, SimpleCopyPaste())
+    for epoch in range(2):
+        for _ in loader.epoch(epoch):
+            assert states() == before
+    assert states() == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_file_raises_with_its_name(records, num_workers):
+    truncate(records[4].path)
+    loader = plain_loader(records, num_workers)
+    for _ in range(2):  # the loader itself stays usable
+        epoch = loader.epoch(0)
+        assert ids([next(epoch), next(epoch)]) == [[0, 1], [2, 3]]
+        with pytest.raises(ImageError) as caught:
+            next(epoch)
+        assert caught.value.path == records[4].path
+        assert str(caught.value).startswith(f"{records[4].path}: ")
+        assert str(caught.value).count("image4.jpg") == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_files_are_skipped_and_steps_still_counted(records, num_workers, tmp_path):
+    for i in (4, 5, 6):
+        truncate(records[i].path)
+    log = logging.FileHandler(tmp_path / "log.txt")  # workers write to it too
+    logger = logging.getLogger("instseg.data.dataset")
+    logger.addHandler(log)
+    try:
+        loader = plain_loader(records, num_workers, on_error="skip")
+        for epoch in range(3):
+            batches = list(loader.epoch(epoch))
+            assert ids(batches) == [[0, 1], [2, 3], [], [7], [8]]
+            empty = batches[2]
+            assert len(empty) == 0
+            assert (empty.images, empty.targets, empty.paths) == ([], [], [])
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    for i, line in zip((4, 5, 6), sorted(lines), strict=True):
+        assert f"image{i}.jpg: the file is cut short" in line
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_transform_names_the_file(records, num_workers):
+    def fail(image):
+        raise RuntimeError("cannot do that")
+
+    loader = plain_loader(records, num_workers, transforms=[v2.Lambda(fail)])
+    with pytest.raises(RuntimeError, match="cannot do that") as caught:
+        next(loader.epoch(0))
+    # Left to the garbage collector, as part of a cycle, the loader waits 5 s for its worker.
+    traceback.clear_frames(caught.tb)
+    del loader
+    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert str(records[0].path) in told
+
+
+def test_workers_use_one_thread_and_ignore_ctrl_c(records):
+    def settings(image):
+        values = (
+            torch.get_num_threads(),
+            cv2.getNumThreads(),
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+        )
+        return tv_tensors.Image(torch.tensor(values, dtype=torch.uint8)[:, None, None] + image * 0)
+
+    loader = plain_loader(records, 1, transforms=[v2.Lambda(settings, tv_tensors.Image)])
+    threads, cv2_threads, ignores = next(loader.epoch(0)).images[0][:, 0, 0].tolist()
+    assert threads == 1
+    assert cv2_threads <= 1
+    assert ignores == 1
+
+
+SCRIPT = """
+import signal, sys
+from pathlib import Path
+from instseg.data.dataset import DetectionDataset
+from instseg.data.loader import DetectionLoader
+from instseg.data.sampling import EvalSampler
+from instseg.data.transforms import Compose
+from tests.data.small_set import make_records
+
+stops = []
+if __name__ == "__main__":
+    records = make_records(Path(sys.argv[1]), 40)
+    dataset = DetectionDataset(records, Compose([]), seed=0, with_masks=True)
+    loader = DetectionLoader(dataset, EvalSampler(40, 2), num_workers=2)
+    epoch = loader.epoch(0)
+    # A trainer that finishes its step before it stops; its handlers come after the workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stops.append(1))
+    count = len([next(epoch)])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    count += sum(1 for _ in epoch)
+    next(loader.epoch(1))  # and leaves in the middle of an epoch
+    print(count, len(stops), flush=True)
+"""
+
+
+def test_ctrl_c_reaches_the_trainer_alone_and_leaving_does_not_hang(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+        output, errors = process.communicate("\n", timeout=60)
+    finally:
+        process.kill()
+    assert (output, errors, process.returncode) == ("20 1\n", "", 0)
+
+
+def test_pinning_pins_every_image(records, monkeypatch):
+    batch = next(plain_loader(records, 0).epoch(0))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: ("pinned", tensor))
+    pinned = batch.pin_memory()
+    assert pinned.images == [("pinned", image) for image in batch.images]
+    assert pinned.targets is batch.targets
+
+
+@pytest.mark.gpu
+def test_loader_gives_pinned_images(records):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    dataset = DetectionDataset(records, Compose([]), seed=0, with_masks=True)
+    loader = DetectionLoader(dataset, EvalSampler(9, 2), num_workers=2, pin_memory=True)
+    for _ in range(2):
+        batches = list(loader.epoch(0))
+        assert all(image.is_pinned() for batch in batches for image in batch.images)
+        assert ids(batches) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
