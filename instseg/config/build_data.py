@@ -44,7 +44,6 @@ def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
     """Read a data set of any format; a warning says what is left out of it, and why.
 
     Raises:
-        ConfigError: the fold is not one of those there are.
         AnnotationError, FormatError, OSError: the files cannot be used; see their messages.
     """
     coco, root, name = _read(source)

@@ -33,6 +33,12 @@ class FoldConfig(Section):
     index: NonNegativeInt = 0
     part: Literal["train", "val"]
 
+    @model_validator(mode="after")
+    def _index_in_range(self) -> FoldConfig:
+        if self.index >= self.folds:
+            raise ValueError(f"index must be in 0..{self.folds - 1}, got {self.index}")
+        return self
+
 
 class SourceConfig(Section):
     """What every data set has."""

@@ -149,10 +149,10 @@ class DetectionDataset(Dataset[Sample | None]):
             masks = SparseMasks(record.segmentations, record.size, record.size)
         return Instances(
             image_size=record.size,
-            boxes=torch.tensor(record.boxes),
-            labels=torch.tensor(record.labels),
+            boxes=torch.from_numpy(record.boxes),
+            labels=torch.from_numpy(record.labels),
             masks=masks,
-            is_crowd=torch.tensor(record.is_crowd),
+            is_crowd=torch.from_numpy(record.is_crowd),
         )
 
 
@@ -166,7 +166,7 @@ def _read(record: Record) -> tv_tensors.Image:
             f"height x width is {size[0]}x{size[1]}, but the annotations (image id "
             f"{record.image_id}) state {record.size[0]}x{record.size[1]}",
         )
-    return tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1))
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 @contextmanager

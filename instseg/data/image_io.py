@@ -172,7 +172,7 @@ def _imdecode(path: str | Path, data: bytes, flags: int) -> npt.NDArray[Any]:
 
 
 def _peek(file: IO[bytes], start: int, count: int = -1) -> bytes:
-    """Bytes from ``start``; the position is kept, since Pillow reads on from it."""
+    """Bytes from ``start``; the position stays, since Pillow shares the file."""
     position = file.tell()
     file.seek(start)
     data = file.read(count)

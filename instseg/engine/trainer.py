@@ -4,7 +4,7 @@ A training is a function of its configuration alone. All that the next step depe
 optimizer, average, loss scale, random generators, place in the data, best score, running means) is
 in the checkpoint, the learning rate is a function of the step, and loading data and evaluating
 leave the random generators as they were. So a run that is killed and resumed ends bit-equal, on a
-CPU, to one that was not.
+CPU with the same number of threads, to one that was not.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ def test_records_survive_what_is_done_to_samples(records):
     assert np.array_equal(records[0].boxes, before)
 
 
-def test_pixels_that_cannot_be_written_are_no_trouble(records, tmp_path):
-    """Pillow, which reads BMP, hands out read-only memory."""
+def test_images_that_pillow_reads_make_no_warning(records, tmp_path):
+    """Pillow hands out read-only memory, which torch warns about."""
     path = tmp_path / "image.bmp"
     Image.open(records[2].path).save(path)
     with warnings.catch_warnings():

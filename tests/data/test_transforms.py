@@ -279,6 +279,14 @@ def test_crop_that_can_holds_the_drawn_object_whole():
         assert (x2 - x1, y2 - y1) == (30, 40)
 
 
+def test_crop_keeps_the_drawn_object_that_whole_pixels_cut_a_hair_off():
+    # 30.9 wide, in a window of 31 that would have to start between 10.5 and 10.6.
+    transform = RandomCrop(0.1, 0.1, min_visibility=1.0)
+    image, target = transform(*located([[10.6, 10.6, 41.5, 41.5]]))
+    assert crop_window(image) == (11, 11, 42, 42)
+    torch.testing.assert_close(target.boxes, torch.tensor([[0.0, 0, 30.5, 30.5]]))
+
+
 def test_crop_removes_masks_and_labels_with_their_boxes():
     lost = 0
     for seed in range(20):

@@ -39,9 +39,8 @@ class TinyModel(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.head = nn.Linear(4, 2)
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.3, generator=generator)
+        for parameter in [*self.conv.parameters(), *self.head.parameters()]:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
 
     def forward(self, images: list[Tensor], targets: list[Instances] | None = None) -> Any:
         x = torch.stack([image.float() / 255 for image in images])
