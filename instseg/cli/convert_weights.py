@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
 
@@ -120,10 +121,16 @@ def convert(
         converted = convert_torchvision_state_dict(tensors, frozen_eps=frozen_eps)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    if "box_head.predictor.cls_score.bias" not in converted:
-        raise CheckpointError(f"{source}: roi_heads.box_predictor.cls_score.bias is missing")
-    count = len(converted["box_head.predictor.cls_score.bias"]) - 1
-    expected = build_model(published_config(model).model, num_classes=count, load_backbone=False)
+    bias = converted.get("box_head.predictor.cls_score.bias")
+    if bias is None or bias.numel() < 2:
+        raise CheckpointError(
+            f"{source}: roi_heads.box_predictor.cls_score.bias is missing, or has no class beside "
+            "the background"
+        )
+    count = bias.numel() - 1
+    with torch.device("meta"):  # the shapes alone
+        config = published_config(model).model
+        expected = build_model(config, num_classes=count, load_backbone=False)
     check_state_dict(expected.state_dict(), converted, source)
     if class_names is not None:
         if len(class_names) != count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from rich.console import Console
 from instseg.cli.common import run
 from instseg.cli.train import train
 from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
+from instseg.config.composition import escape_variables
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
 from instseg.config.trained import load_trained
@@ -47,21 +49,25 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--train-images", type=int, default=600, help="to generate [600]")
     parser.add_argument("--val-images", type=int, default=100, help="to generate, held out [100]")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change the config")
-    return run(partial(_command, parser.parse_intermixed_args(argv)))
+    args = parser.parse_intermixed_args(argv)
+    if min(args.train_images, args.val_images) < 1:
+        parser.error("--train-images and --val-images must be at least 1")
+    return run(partial(_command, args))
 
 
 def _command(args: argparse.Namespace) -> int:
     started = time.monotonic()
     counts = {"train": args.train_images, "val": args.val_images}
-    overrides = [f"output={args.output}", *args.overrides]
-    for seed, (part, images) in enumerate(counts.items()):
-        folder = args.output / "data" / part
-        if not (folder / "annotations.json").is_file():
-            _logger.info("drawing %d pictures in %s", images, folder)
-            generate_shapes(folder, images=images, seed=seed)
-        overrides.append(f"data.{part}.annotations={folder / 'annotations.json'}")
-        overrides.append(f"data.{part}.images={folder / 'images'}")
+    folders = {part: args.output / "data" / part for part in counts}
+    overrides = [_setting("output", args.output), *args.overrides]
+    for part, folder in folders.items():
+        overrides.append(_setting(f"data.{part}.annotations", folder / "annotations.json"))
+        overrides.append(_setting(f"data.{part}.images", folder / "images"))
     config = load_config(args.config, Config, overrides)
+    for seed, (part, folder) in enumerate(folders.items()):
+        if not (folder / "annotations.json").is_file():
+            _logger.info("drawing %d pictures in %s", counts[part], folder)
+            generate_shapes(folder, images=counts[part], seed=seed)
     if train(config, resume=True).status == "interrupted":
         return 3
     table = _evaluate(config)
@@ -71,6 +77,11 @@ def _command(args: argparse.Namespace) -> int:
     minutes = (time.monotonic() - started) / 60
     print(f"{minutes:.1f} minutes. In {config.output}: ap.txt, curves.png, predictions.png")
     return 0
+
+
+def _setting(key: str, path: Path) -> str:
+    """``key=path`` for `load_config`, whatever characters the path has."""
+    return f"{key}={json.dumps(escape_variables(str(path)))}"
 
 
 def _evaluate(config: Config) -> str:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from instseg.cli.common import run
+from instseg.config.build import find_device
 from instseg.config.trained import load_trained
 from instseg.data.image_io import read_image
 from instseg.evaluation.results import instances_to_results, write_results
 from instseg.inference.predictor import Predictor
 from instseg.visualization.draw import draw_instances, save_png
-
-_logger = logging.getLogger(__name__)
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -44,17 +42,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> int:
-    paths = list(_image_files(args.images))
+    paths = list(dict.fromkeys(_image_files(args.images)))
     if not paths:
         raise FileNotFoundError(f"no images in {', '.join(map(str, args.images))}")
+    device = find_device(args.device, "--device")
+    pictures = _picture_paths(paths, args.output)
     trained = load_trained(args.weights)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = Predictor(trained.model, trained.transforms, device)
     category_ids = [c["id"] for c in trained.categories]
     args.output.mkdir(parents=True, exist_ok=True)
-    pictures = _picture_paths(paths, args.output)
     records, images = [], []
-    for number, path in enumerate(track(paths, "predicting", console=Console(stderr=True)), 1):
+    console = Console(stderr=True)
+    for number, path in enumerate(track(paths, "predicting", console=console, transient=True), 1):
         image = read_image(path)
         (found,) = predictor([image])
         records += instances_to_results(number, found, category_ids)
@@ -88,11 +87,19 @@ def _image_files(given: Sequence[Path]) -> Iterator[Path]:
 
 
 def _picture_paths(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """One PNG for each image; equal names from different folders get a number."""
-    taken: dict[str, int] = {}
+    """One PNG for each image; equal names from different folders get a number.
+
+    Raises:
+        FileExistsError: a picture would be written over one of the images.
+    """
+    images = {path.resolve() for path in paths}
+    taken: set[Path] = set()
     pictures = {}
     for path in paths:
-        count = taken.setdefault(path.stem, 0)
-        taken[path.stem] += 1
-        pictures[path] = folder / (f"{path.stem}_{count}.png" if count else f"{path.stem}.png")
+        names = (f"{path.stem}_{i}.png" if i else f"{path.stem}.png" for i in count())
+        picture = next(folder / name for name in names if folder / name not in taken)
+        if picture.resolve() in images:
+            raise FileExistsError(f"{picture} is one of the images: choose another --output")
+        taken.add(picture)
+        pictures[path] = picture
     return pictures

@@ -31,6 +31,8 @@ from instseg.config.build import (
 from instseg.config.loader import ConfigError, dump_config, load_config
 from instseg.config.schema import Config
 from instseg.config.trained import describe_weights, inference_config, load_initial
+from instseg.engine.checkpoint import CheckpointFolder
+from instseg.engine.errors import RunExistsError
 from instseg.engine.evaluate import evaluate
 from instseg.engine.loggers import CsvLogger, JsonlLogger
 from instseg.engine.optim import describe_groups
@@ -84,6 +86,8 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
     Raises:
         ConfigError, AnnotationError, FormatError, ImageError, EngineError: see their messages.
     """
+    check_folder(config, resume=resume)
+    options = build_options(config)
     train_index = read_index(config.data.train, need_masks=has_masks(config))
     val_index = read_val_index(config)
     names = train_index.class_names
@@ -111,14 +115,14 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
         scores = evaluate(model, val_loader, evaluator, device=device, amp=config.train.amp)
         return {kind: dict(result.stats) for kind, result in scores.items()}
 
-    describe_run(config, resume=resume)
+    describe_run(config)
     run_dir = config.output
     trainer = Trainer(
         model,
         optimizer,
         build_schedule(config, len(train_loader)),
         train_loader,
-        options=build_options(config),
+        options=options,
         run_dir=run_dir,
         evaluate=score,
         loggers=[
@@ -131,24 +135,37 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
     return trainer.run(resume=resume)
 
 
-def describe_run(config: Config, *, resume: bool) -> None:
-    """Save the resolved configuration and the versions in the run's folder.
+def check_folder(config: Config, *, resume: bool) -> None:
+    """Refuse to mix two runs in one folder, before any work is done.
 
     Raises:
-        ConfigError: a resumed run has another configuration than the one in its folder.
+        RunExistsError: the folder holds a checkpoint, and ``resume`` is False.
+        ConfigError: the run in the folder was begun with another configuration.
+    """
+    if not CheckpointFolder(config.output).exists():
+        return
+    if not resume:
+        raise RunExistsError(
+            f"{config.output} holds a run: pass --resume to go on with it, or choose another "
+            "--output"
+        )
+    saved = config.output / "config.yaml"
+    if saved.is_file() and (changed := changed_keys(load_config(saved, Config), config)):
+        raise ConfigError(
+            f"{saved} says otherwise in {', '.join(changed)}: a resumed run goes on as it was "
+            "begun. Undo the change, or choose another --output"
+        )
+
+
+def describe_run(config: Config) -> None:
+    """Save the resolved configuration and the versions in the run's folder.
+
+    A run that goes on keeps the configuration it was begun with.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     saved = config.output / "config.yaml"
-    text = dump_config(config)
-    if resume and saved.is_file():
-        before = load_config(saved, Config)
-        if changed := changed_keys(before, config):
-            raise ConfigError(
-                f"{saved} says otherwise in {', '.join(changed)}: a resumed run goes on as it was "
-                "begun. Undo the change, or choose another --output"
-            )
-    elif not saved.exists():
-        saved.write_text(text)
+    if not saved.is_file() or not CheckpointFolder(config.output).exists():
+        saved.write_text(dump_config(config))
     packages = ("instseg", "torch", "torchvision", "numpy", "opencv-python-headless", "hotcoco")
     versions = {name: version(name) for name in packages}
     versions |= {"python": platform.python_version(), "platform": platform.platform()}
@@ -157,8 +174,16 @@ def describe_run(config: Config, *, resume: bool) -> None:
     (config.output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 
-# What may differ when a run goes on: it changes how the work is done, not its result.
-_FREE_KEYS = ("output", "data.workers", "train.log_every", "train.save_every", "train.device")
+# What may differ when a run goes on: it changes how the work is done, not its result. A run that
+# has got this far has met no broken file that its `data.on_error` did not allow.
+_FREE_KEYS = (
+    "output",
+    "data.workers",
+    "data.on_error",
+    "train.log_every",
+    "train.save_every",
+    "train.device",
+)
 
 
 def changed_keys(before: Config, after: Config) -> list[str]:

@@ -22,13 +22,19 @@ from instseg.engine.optim import build_optimizer as make_optimizer
 from instseg.engine.options import TrainerOptions
 from instseg.engine.protocols import ScheduleFn
 from instseg.engine.schedule import Cosine, MultiStep
-from instseg.evaluation.coco import CocoEvaluator
+from instseg.evaluation.coco import METRIC_NAMES, CocoEvaluator
 
 _logger = logging.getLogger(__name__)
 
 
 def build_train_loader(config: Config, index: CocoIndex) -> DetectionLoader:
-    """Shuffled, augmented batches of the training part."""
+    """Shuffled, augmented batches of the training part.
+
+    Raises:
+        ConfigError: no image has an object to learn from.
+    """
+    if not any((~record.is_crowd).any() for record in index.records):
+        raise ConfigError(f"data.train has no object to learn from: {index.summary()}")
     data, seed = config.data, config.train.seed
     dataset = DetectionDataset(
         index.records,
@@ -118,7 +124,8 @@ def build_schedule(config: Config, batches_per_epoch: int) -> ScheduleFn:
     """The learning-rate factor of each update.
 
     Raises:
-        ConfigError: the training is not longer than the warm-up.
+        ConfigError: the training is not longer than the warm-up, or too short to tell two
+            milestones apart.
     """
     updates = -(-batches_per_epoch // config.train.accumulate) * config.train.epochs
     section = config.train.schedule
@@ -134,8 +141,14 @@ def build_schedule(config: Config, batches_per_epoch: int) -> ScheduleFn:
             warmup_steps=section.warmup_steps,
             warmup_factor=section.warmup_factor,
         )
+    milestones = tuple(round(share * updates) for share in section.milestones)
+    if len(set(milestones)) < len(milestones):
+        raise ConfigError(
+            f"train.schedule.milestones {section.milestones} of {updates} updates fall on updates "
+            f"{milestones}: put them further apart, or train for more epochs"
+        )
     return MultiStep(
-        tuple(round(share * updates) for share in section.milestones),
+        milestones,
         gamma=section.gamma,
         warmup_steps=section.warmup_steps,
         warmup_factor=section.warmup_factor,
@@ -143,8 +156,18 @@ def build_schedule(config: Config, batches_per_epoch: int) -> ScheduleFn:
 
 
 def build_options(config: Config) -> TrainerOptions:
-    """The trainer's plain settings."""
+    """The trainer's plain settings.
+
+    Raises:
+        ConfigError: ``train.best_metric`` is none of the scores.
+    """
     train = config.train
+    metrics = [f"{kind}/{name}" for kind in iou_types(config) for name in METRIC_NAMES]
+    best_metric = train.best_metric or f"{iou_types(config)[-1]}/AP"
+    if best_metric not in metrics:
+        raise ConfigError(
+            f"train.best_metric {best_metric!r} is none of the scores: {', '.join(metrics)}"
+        )
     return TrainerOptions(
         epochs=train.epochs,
         seed=train.seed,
@@ -153,7 +176,7 @@ def build_options(config: Config) -> TrainerOptions:
         clip_norm=train.clip_norm,
         ema_decay=train.ema_decay,
         eval_every=train.eval_every,
-        best_metric=train.best_metric or f"{iou_types(config)[-1]}/AP",
+        best_metric=best_metric,
         checkpoint_every=train.save_every,
         log_every=train.log_every,
     )
@@ -163,15 +186,25 @@ def build_device(config: Config) -> torch.device:
     """``train.device``, or a GPU where there is one.
 
     Raises:
-        ConfigError: the device is not known, or not there.
+        ConfigError: see `find_device`.
     """
-    name = config.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return find_device(config.train.device, "train.device")
+
+
+def find_device(name: str | None, source: str) -> torch.device:
+    """The device of that name; None takes a GPU where there is one.
+
+    Raises:
+        ConfigError: the device is not known, or not there; the message begins with ``source``.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"train.device: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"train.device is {name!r}, but torch sees no CUDA device")
+        raise ConfigError(f"{source}: {error}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{source} is {name!r}: torch sees {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -209,6 +242,7 @@ __all__ = [
     "build_train_loader",
     "build_transforms",
     "build_val_loader",
+    "find_device",
     "has_masks",
     "iou_types",
     "read_index",

@@ -84,13 +84,16 @@ def _backbone(config: BackboneConfig, load: bool, in_channels: int) -> Backbone:
             _logger.info("downloading %s, if it is not in torch's cache", weights)
             resnet.load_classifier(weights.get_state_dict(progress=True, check_hash=True))
         return resnet
-    timm = TimmBackbone(
-        config.model,
-        norm=config.norm,
-        strides=config.strides,
-        in_channels=in_channels,
-        pretrained=load and config.weights == "timm",
-    )
+    try:
+        timm = TimmBackbone(
+            config.model,
+            norm=config.norm,
+            strides=config.strides,
+            in_channels=in_channels,
+            pretrained=load and config.weights == "timm",
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"model.backbone: {error}") from None
     if load and isinstance(config.weights, Path):
         _load_backbone_file(timm, config.weights)
     return timm
@@ -111,8 +114,6 @@ def _rpn(config: RcnnConfig, neck: FPN) -> RegionProposalNetwork:
             f"model.anchors.sizes has {len(config.anchors.sizes)} levels, but the neck gives "
             f"{len(neck.strides)} (strides {', '.join(map(str, neck.strides))})"
         )
-    if len({len(level) for level in config.anchors.sizes}) != 1:
-        raise ConfigError("model.anchors.sizes: every level needs the same number of sizes")
     anchors = AnchorGenerator(
         config.anchors.sizes,
         config.anchors.aspect_ratios,

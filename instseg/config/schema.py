@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -20,7 +21,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are errors, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -106,6 +107,12 @@ class ViaSource(SourceConfig):
     """Or one class for all regions."""
     categories: list[str] | None = None
 
+    @model_validator(mode="after")
+    def _one_way_to_the_class(self) -> ViaSource:
+        if (self.attribute is None) == (self.category is None):
+            raise ValueError("give either attribute or category")
+        return self
+
 
 Source = Annotated[
     CocoSource | InstancePngSource | VocSource | YoloSource | LabelmeSource | ViaSource,
@@ -144,6 +151,12 @@ class LargeScaleJitterConfig(Section):
     width: PositiveInt
     min_scale: PositiveFloat = 0.1
     max_scale: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> LargeScaleJitterConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is over max_scale {self.max_scale}")
+        return self
 
 
 class RandomCropConfig(Section):
@@ -230,9 +243,18 @@ class TimmConfig(Section):
     name: Literal["timm"]
     model: str
     norm: Literal["frozen", "live"] = "frozen"
-    strides: list[PositiveInt] = [4, 8, 16, 32]
+    strides: Annotated[list[PositiveInt], Field(min_length=1)] = [4, 8, 16, 32]
     weights: Path | Literal["timm"] | None = None
     """A file in timm's names, "timm" to download timm's own, or null."""
+
+    @model_validator(mode="after")
+    def _strides_double(self) -> TimmConfig:
+        first = self.strides[0]
+        if first & (first - 1) or any(s != first << i for i, s in enumerate(self.strides)):
+            raise ValueError(
+                f"strides must be powers of two, each twice the one before, got {self.strides}"
+            )
+        return self
 
 
 BackboneConfig = Annotated[ResNetConfig | TimmConfig, Field(discriminator="name")]
@@ -249,8 +271,20 @@ class FpnConfig(Section):
 class AnchorsConfig(Section):
     """Anchor sizes in pixels for each level (the pooled level last), height / width ratios."""
 
-    sizes: list[list[PositiveFloat]] = [[32.0], [64.0], [128.0], [256.0], [512.0]]
-    aspect_ratios: list[PositiveFloat] = [0.5, 1.0, 2.0]
+    sizes: list[Annotated[list[PositiveFloat], Field(min_length=1)]] = [
+        [32.0],
+        [64.0],
+        [128.0],
+        [256.0],
+        [512.0],
+    ]
+    aspect_ratios: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 1.0, 2.0]
+
+    @model_validator(mode="after")
+    def _levels_alike(self) -> AnchorsConfig:
+        if len({len(level) for level in self.sizes}) > 1:
+            raise ValueError("every level of sizes needs the same number of sizes")
+        return self
 
 
 class RpnConfig(Section):
@@ -266,6 +300,14 @@ class RpnConfig(Section):
     test_before_nms: PositiveInt = 1000
     test_after_nms: PositiveInt = 1000
     nms_threshold: Probability = 0.7
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> RpnConfig:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"negative_iou {self.negative_iou} is over positive_iou {self.positive_iou}"
+            )
+        return self
 
 
 class FcBodyConfig(Section):
@@ -358,7 +400,7 @@ class AdamWConfig(Section):
     name: Literal["adamw"]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
 
 
 OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
@@ -372,7 +414,13 @@ class MultiStepConfig(Section):
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 1e-3
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.75, 0.92]
     """As shares of the whole training."""
-    gamma: PositiveFloat = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> MultiStepConfig:
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {self.milestones}")
+        return self
 
 
 class CosineConfig(Section):
@@ -402,7 +450,7 @@ class TrainConfig(Section):
     init_from: InitConfig | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = CosineConfig(name="cosine")
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     accumulate: PositiveInt = 1
     """Batches for each update."""
     clip_norm: PositiveFloat | None = None
@@ -446,3 +494,13 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     output: Path = Path("runs/default")
     """The folder of the run."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Config:
+        if len(self.model.image_mean) != 3 or len(self.model.image_std) != 3:
+            raise ValueError(
+                "model.image_mean and model.image_std need three values each: images are RGB"
+            )
+        if self.data.copy_paste is not None and not isinstance(self.model, MaskRcnnConfig):
+            raise ValueError("data.copy_paste pastes objects by their masks: it needs a mask_rcnn")
+        return self

@@ -114,14 +114,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, list[dict[str, Any]]]:
     tensors, metadata = load_weights(path)
     if METADATA_KEY not in metadata:
         raise CheckpointError(
-            f"{path}: these weights carry no configuration and class names; convert foreign "
-            "weights with tools/convert_weights.py first"
+            f"{path}: this file carries no configuration and class names. Of a run, use "
+            "best.safetensors or final.safetensors (last and previous are for --resume); convert "
+            "foreign weights with tools/convert_weights.py"
         )
     try:
         content = json.loads(metadata[METADATA_KEY])
         categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in content["categories"]]
         return tensors, str(content["inference"]), categories
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: its metadata {METADATA_KEY!r} is not what instseg writes ({error!r})"
         ) from None

@@ -47,8 +47,9 @@ class Sample:
 class DetectionDataset(Dataset[Sample | None]):
     """Reads, transforms and, where asked, copy-pastes the images of an index.
 
-    A sample is a pure function of ``(seed, key)``: its random draws come from a stream of its own,
-    and leave torch's global generators (the CPU's and any accelerator's) as they were.
+    A sample is a pure function of ``(seed, key)``, to the last bit: its random draws come from a
+    stream of its own, and leave torch's global generators (the CPU's and any accelerator's) as
+    they were.
 
     Args:
         records: from `instseg.data.index.build_index`; images without objects are welcome.
@@ -102,7 +103,7 @@ class DetectionDataset(Dataset[Sample | None]):
         Raises:
             ImageError: the image cannot be read or has the wrong size, and ``on_error="raise"``.
         """
-        with _own_randomness(sample_seed(self._seed, key.epoch, key.index)):
+        with _reproducible(sample_seed(self._seed, key.epoch, key.index)):
             pair = self._transformed(key.index)
             if pair is None:
                 return None
@@ -170,15 +171,21 @@ def _read(record: Record) -> tv_tensors.Image:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside, and give it back its state after.
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator and use one thread inside; both are as before afterwards.
 
     ``torch.manual_seed`` would seed the accelerators too, whose state ``fork_rng`` does not keep
-    here: with no worker process that is the training's own stream.
+    here: with no worker process that is the training's own stream. One thread, as workers have:
+    the mean brightness that contrast changes use is a sum whose last bits depend on the number.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

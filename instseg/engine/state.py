@@ -91,10 +91,10 @@ class TrainingState:
         random_tensors = {k.removeprefix(_RANDOM_PREFIX): tensors[k] for k in tensors.keys() - rest}
         try:
             random = RandomState.from_file(random_tensors, header.random)
-            restore(path, rest, header.optimizer_slots, self._modules(), self.updater.optimizer)
             random.restore(self.updater.device)
         except ValueError as error:
             raise CheckpointError(f"{path}: random state: {error}") from error
+        restore(path, rest, header.optimizer_slots, self._modules(), self.updater.optimizer)
         if header.scaler:
             self.updater.scaler.load_state_dict(header.scaler)
         self.step, self.epoch, self.best = header.step, header.epoch, header.best

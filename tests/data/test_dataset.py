@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from instseg.data import dataset as dataset_module
@@ -121,6 +122,22 @@ def test_global_random_streams_are_left_alone(records):
     with pytest.raises(ImageError):
         dataset[SampleKey(0, 0)]
     assert states() == before
+
+
+def test_a_sample_is_made_by_one_thread(records):
+    """Sums over an image differ in their last bits with the number of threads."""
+    seen = []
+    watch = v2.Lambda(
+        lambda image: (seen.append(torch.get_num_threads()), image)[1], tv_tensors.Image
+    )
+    dataset = DetectionDataset(records, Compose([watch]), seed=0, with_masks=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        dataset[SampleKey(0, 0)]
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""One thread for the engine's tests: equal sums in every process, and no contention on small ops."""
+"""One thread for the engine's tests: equal sums in every process, no contention on small ops."""
 
 from collections.abc import Iterator
 

@@ -116,6 +116,8 @@ class TinyLoader:
             groups[start_batch:],  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.workers,
+            # A process of a fork server would ask that server for its workers: slow.
+            multiprocessing_context="fork" if self.workers else None,
             collate_fn=make_batch,
         )
         for index, batch in enumerate(loader, start=start_batch):
