@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import torch
@@ -85,7 +89,7 @@ class DetectionLoader:
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
-            worker_init_fn=_init_worker,
+            worker_init_fn=partial(_init_worker, os.getpid()),
             persistent_workers=num_workers > 0,
             # Starting an iterator draws a number: not from the training's global generator.
             generator=torch.Generator(),
@@ -168,10 +172,25 @@ def _raise_errors(item: Batch | _Unreadable) -> Batch:
     return item
 
 
-def _init_worker(worker_id: int) -> None:
+def _init_worker(owner: int, worker_id: int) -> None:
     """One thread a worker: workers are the parallelism, and share the machine with the model."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     # Ctrl-C goes to every process of the terminal. It is for the training process, which finishes
     # its step, saves, and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(owner,), daemon=True).start()
+
+
+def _end_with(owner: int, seconds: float = 2.0) -> None:
+    """End this worker when the process ``owner`` is gone.
+
+    Torch's workers watch their parent, which under "forkserver" (the default from Python 3.14 on)
+    is not the training process: one that was killed would leave its workers behind for good.
+    """
+    while True:
+        try:
+            os.kill(owner, 0)
+        except (ProcessLookupError, PermissionError):  # gone, or its number is another's now
+            os._exit(1)
+        time.sleep(seconds)

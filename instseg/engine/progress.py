@@ -123,17 +123,17 @@ class LineProgress:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """A row's figures in one line."""
+    """A row's figures, short enough for one line of 80 characters with the bar's other columns."""
     if row["kind"] == "eval":
         scores = {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")}
         return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
     formats = {
         "loss": "loss {:.4g}",
         "lr": "lr {:.3g}",
-        "images_per_second": "{:.1f} images/s",
-        "data_wait": "data wait {:.0%}",
+        "images_per_second": "{:.1f} img/s",
+        "data_wait": "wait {:.0%}",
     }
-    return ", ".join(text.format(row[key]) for key, text in formats.items() if key in row)
+    return " ".join(text.format(row[key]) for key, text in formats.items() if key in row)
 
 
 def _duration(seconds: float) -> str:

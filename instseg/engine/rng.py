@@ -66,7 +66,8 @@ class RandomState:
         """States read from a file.
 
         Raises:
-            ValueError: a tensor is missing or has the wrong shape or type; the message names it.
+            ValueError: a tensor is missing, unknown or of the wrong shape or type; the message
+                names it.
         """
         shapes = {
             "torch": (torch.uint8, torch.get_rng_state().shape),
@@ -78,6 +79,9 @@ class RandomState:
             if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
                 found = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
                 raise ValueError(f"'{key}' must be {dtype} {list(shape)}, found {found}")
+        unknown = tensors.keys() - shapes.keys() - {"cuda"}
+        if unknown:
+            raise ValueError(f"unknown {sorted(unknown)}")
         if int(tensors["numpy"].min()) < 0 or int(tensors["numpy"].max()) >= 2**32:
             raise ValueError("'numpy' must hold 32-bit words")
         return cls(dict(tensors), scalars)

@@ -94,6 +94,8 @@ class TrainingState:
             random.restore(self.updater.device)
         except ValueError as error:
             raise CheckpointError(f"{path}: random state: {error}") from error
+        if ("cuda" in random.tensors) != (self.updater.device.type == "cuda"):
+            _log.warning("%s: saved on another kind of device; results may differ slightly", path)
         restore(path, rest, header.optimizer_slots, self._modules(), self.updater.optimizer)
         if header.scaler:
             self.updater.scaler.load_state_dict(header.scaler)

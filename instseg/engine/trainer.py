@@ -35,6 +35,7 @@ from instseg.engine.signals import StopSignals
 from instseg.engine.state import TrainingState
 from instseg.engine.update import Updater
 from instseg.engine.weights import METADATA_KEY, save_weights
+from instseg.engine.window import Window
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Trainer:
         self.evaluate = evaluate
         self.loggers = loggers
         self.weights_metadata = dict(weights_metadata or {})
-        self.progress = progress or make_progress()
+        self.progress = make_progress() if progress is None else progress
         self.updater = Updater(
             model,
             optimizer,
@@ -236,7 +237,7 @@ class Trainer:
         self.progress.step(row)
         if self.state.step % self.options.log_every == 0 or self.state.step == self.total_steps:
             self._log_row(row)
-            self.state.window.clear()
+            self.state.window = Window()
 
     def _log_row(self, row: Row) -> None:
         for logger in self.loggers:

@@ -83,7 +83,8 @@ class Updater:
         """The gradient of the mean loss over all images of ``batches``, none of them empty.
 
         Losses are means over a batch's images, so batch b weighs ``len(b) / total``: k batches
-        give the gradient of one batch with all their images. The host waits for the device once.
+        give the gradient of one batch with all their images. The host waits for the device once
+        (the loss scaler of fp16 waits once more, in `apply`).
         """
         self.model.zero_grad(set_to_none=True)
         total = sum(len(batch) for batch in batches)

@@ -35,7 +35,3 @@ class Window:
             means["images_per_second"] = self._images / self._seconds
             means["data_wait"] = self._waited / self._seconds
         return means
-
-    def clear(self) -> None:
-        """Begin the next window."""
-        self.__init__()  # type: ignore[misc]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CONFIG = """\
 model:
@@ -81,3 +83,22 @@ def rows(run: Path, kind: str, without: Sequence[str] = TIMES) -> list[dict[str,
     lines = (run / "metrics.jsonl").read_text().splitlines()
     found = [row for row in map(json.loads, lines) if row["kind"] == kind]
     return [{k: v for k, v in row.items() if k not in without} for row in found]
+
+
+def refused(
+    command: Callable[[Sequence[str]], int],
+    argv: Sequence[str],
+    capsys: pytest.CaptureFixture[str],
+    *words: str,
+) -> str:
+    """Run a command that must exit with 2 and a message that has ``words``; returns the message."""
+    capsys.readouterr()
+    assert command(argv) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    before, mark, message = error.rpartition("error: ")
+    assert mark
+    assert not before or before.endswith("\n")
+    for word in words:
+        assert word in message
+    return message

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -283,3 +284,34 @@ def test_loader_gives_pinned_images(records):
         batches = list(loader.epoch(0))
         assert all(image.is_pinned() for batch in batches for image in batch.images)
         assert ids(batches) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_a_killed_trainer(tmp_path, method):
+    script = SCRIPT.replace("stops = []", f'multiprocessing.set_start_method("{method}")').replace(
+        'print("ready", flush=True)',
+        "print(*(w.pid for w in loader._loader._iterator._workers), flush=True)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import multiprocessing\n" + script, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "the workers outlive the process they work for"
+        time.sleep(0.1)
+    assert len(workers) == 2
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

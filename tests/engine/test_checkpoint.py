@@ -87,6 +87,7 @@ def assert_refused(
             r"'optimizer\.head\.bias\.exp_avg_sq' is torch\.float32 \[3\]",
         ),
         (lambda t: t.pop("rng.torch"), "random state: 'torch' must be torch.uint8"),
+        (lambda t: t.update({"rng.x": torch.ones(1)}), r"random state: unknown \['x'\]"),
         (lambda t: t.update({"rng.numpy": torch.ones(5)}), "random state: 'numpy' must be"),
         (lambda t: t["rng.numpy"].fill_(-1), "'numpy' must hold 32-bit words"),
         (lambda t: t["rng.python"].fill_(2**40), "random state: "),
@@ -170,6 +171,16 @@ def test_other_settings_than_the_run_was_started_with(tmp_path: Path, content: A
     assert_refused(
         tmp_path, tensors, header, "batches_per_epoch 5, this run has 6", loader=more_images
     )
+
+
+def test_another_kind_of_device_is_told(
+    tmp_path: Path, content: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, header = content
+    tensors["rng.cuda"] = torch.zeros(16, dtype=torch.uint8)
+    save_file(tensors, tmp_path / "last.safetensors", {KEY: json.dumps(header)})
+    make_trainer(tmp_path, optimizer="adamw", options=make_options(epochs=1)).run(resume=True)
+    assert "last.safetensors: saved on another kind of device" in caplog.text
 
 
 def test_a_weights_file_is_no_checkpoint(finished: Path) -> None:

@@ -255,3 +255,30 @@ def test_changed_settings_are_taken_and_logged(
     assert "'initial_lr': 0.05" in caplog.text
     assert "schedule was" not in caplog.text
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)  # step 5: no factor
+
+
+@pytest.mark.gpu
+def test_interrupted_on_a_gpu(tmp_path: Path) -> None:
+    """With fp16 and dropout-like noise from the GPU's own generator; its sums are not bit-equal."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+    def build(run_dir: Path, stop_at: int | None = None) -> Any:
+        def interrupt(batch: int) -> None:
+            if batch == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        loader = TinyLoader(on_batch=interrupt)
+        options = make_options(amp="fp16")
+        return make_trainer(run_dir, options=options, loader=loader, model=TinyModel().cuda())
+
+    build(tmp_path / "whole").run()
+    assert build(tmp_path / "parts", stop_at=13).run().status == "interrupted"
+    assert build(tmp_path / "parts").run(resume=True).status == "finished"
+    whole, whole_header = read_checkpoint(tmp_path / "whole" / "last.safetensors")
+    parts, parts_header = read_checkpoint(tmp_path / "parts" / "last.safetensors")
+    assert torch.equal(whole["rng.cuda"], parts["rng.cuda"])
+    assert whole_header.scaler == parts_header.scaler
+    assert whole_header.scaler["scale"] > 0
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], rtol=1e-3, atol=1e-4)

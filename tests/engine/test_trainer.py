@@ -110,6 +110,20 @@ def test_evaluations_are_every_n_epochs_and_at_the_end(tmp_path: Path) -> None:
     assert result.best.epoch == 2  # an equal score later is no better
 
 
+def test_checkpoints_at_the_end_of_an_epoch_and_before_an_evaluation(tmp_path: Path) -> None:
+    points: list[tuple[int, int]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, dict[str, float]]:
+        for name in ("previous", "last"):
+            _, header = read_checkpoint(tmp_path / f"{name}.safetensors")
+            points.append((header.step, header.epoch))
+        return {"segm": {"AP": 0.5}}
+
+    options = make_options(epochs=2, checkpoint_every=100)
+    make_trainer(tmp_path, options=options, evaluate=evaluate).run()
+    assert points == [(3, 1), (6, 1)]  # epoch 1 closed; epoch 2 trained, but not closed
+
+
 def test_best_and_final_weights_stand_for_themselves(tmp_path: Path) -> None:
     scores = iter([0.2, math.nan, 0.7, 0.4])
     averages: list[Tensor] = []

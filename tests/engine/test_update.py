@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from instseg.engine.update import MAX_OVERFLOWS, Updater
 
-from .tiny import TinyBatch, make_batch
+from .tiny import make_batch
 
 
 class MeanModel(nn.Module):
@@ -195,9 +195,3 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     other = SGD(MeanModel().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="1 parameters of optimizer group 0 are not the model's"):
         Updater(MeanModel(), other, amp=None, clip_norm=None, ema_decay=None)
-
-
-def test_tiny_batches_are_what_the_engine_expects() -> None:
-    batch: TinyBatch = make_batch([4, 9])
-    assert len(batch) == 2
-    assert batch.image_ids == [4, 9]

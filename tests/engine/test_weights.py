@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_torch_files(tmp_path: Path, wrap: Any, zipped: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("writer", [pickle.dump, torch.save])
+@pytest.mark.parametrize("writer", [partial(pickle.dump, protocol=2), torch.save])
 def test_no_file_runs_code(tmp_path: Path, name: str, writer: Any) -> None:
     marker = tmp_path / "ran"
     with open(tmp_path / name, "wb") as file:

@@ -160,7 +160,7 @@ def make_trainer(
     **changes: Any,
 ) -> Trainer:
     """A trainer with every feature on; equal arguments give equal trainings."""
-    model = model or TinyModel()
+    model = TinyModel() if model is None else model
     arguments: dict[str, Any] = {
         "evaluate": noisy_score,
         "loggers": [JsonlLogger(run_dir / "metrics.jsonl"), CsvLogger(run_dir / "metrics.csv")],
@@ -170,7 +170,7 @@ def make_trainer(
         model,
         build_optimizer(model, name=optimizer, lr=lr, weight_decay=0.01),  # type: ignore[arg-type]
         MultiStep((10, 18), gamma=0.1, warmup_steps=4, warmup_factor=0.1),
-        loader or TinyLoader(),
+        TinyLoader() if loader is None else loader,
         options=options or make_options(),
         run_dir=run_dir,
         **arguments | changes,

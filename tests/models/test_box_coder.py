@@ -15,7 +15,8 @@ WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)]
 def random_boxes(n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(n, 2, generator=generator) * 300 - 20
-    return torch.cat([corner, corner + 1 + torch.rand(n, 2, generator=generator) * 200], dim=1)
+    # Sides of 10 to 210: no ratio of two reaches the cap of 62.5.
+    return torch.cat([corner, corner + 10 + torch.rand(n, 2, generator=generator) * 200], dim=1)
 
 
 def test_hand_worked():

@@ -27,6 +27,8 @@ def kinds(matcher: Matcher, boxes: list[list[float]], targets: Instances) -> lis
 
 
 SQUARE = [0.0, 0.0, 10.0, 10.0]
+REGION = [0.0, 0.0, 100.0, 100.0]
+LOW = Matcher(0.7, 0.3, allow_low_quality=True)
 
 
 def part(height: float) -> list[float]:
@@ -68,22 +70,18 @@ class TestLowQuality:
     def test_the_best_box_of_an_object_becomes_positive(self):
         boxes = [part(2), part(1), [50.0, 50, 60, 60]]
         assert kinds(Matcher(0.7, 0.3), boxes, objects(SQUARE)) == [NEGATIVE] * 3
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
-        assert kinds(low, boxes, objects(SQUARE)) == [POSITIVE, NEGATIVE, NEGATIVE]
+        assert kinds(LOW, boxes, objects(SQUARE)) == [POSITIVE, NEGATIVE, NEGATIVE]
 
     def test_an_ignored_box_too(self):
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
-        assert kinds(low, [part(5), part(4)], objects(SQUARE)) == [POSITIVE, IGNORED]
+        assert kinds(LOW, [part(5), part(4)], objects(SQUARE)) == [POSITIVE, IGNORED]
 
     def test_all_boxes_that_tie(self):
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
         boxes = [part(2), [0.0, 8, 10, 10], part(1)]
-        assert kinds(low, boxes, objects(SQUARE)) == [POSITIVE, POSITIVE, NEGATIVE]
+        assert kinds(LOW, boxes, objects(SQUARE)) == [POSITIVE, POSITIVE, NEGATIVE]
 
     def test_each_object_has_its_own(self):
         targets = objects([0, 0, 10, 10], [100, 100, 110, 110])
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
-        kind, matched = low(torch.tensor([part(10), part(2), [100.0, 100, 110, 101]]), targets)
+        kind, matched = LOW(torch.tensor([part(10), part(2), [100.0, 100, 110, 101]]), targets)
         # The box that covers the first object well keeps part(2) from being its best.
         assert kind.tolist() == [POSITIVE, NEGATIVE, POSITIVE]
         assert matched[[0, 2]].tolist() == [0, 1]
@@ -91,40 +89,35 @@ class TestLowQuality:
     def test_a_box_is_matched_to_its_own_best_object(self):
         """The box is the best of the second object, but overlaps the first one more."""
         targets = objects([0, 0, 10, 10], [0, 0, 100, 100])
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
-        kind, matched = low(torch.tensor([part(9), [150.0, 150, 160, 160]]), targets)
+        kind, matched = LOW(torch.tensor([part(9), [150.0, 150, 160, 160]]), targets)
         assert kind.tolist() == [POSITIVE, NEGATIVE]
         assert matched[0] == 0
 
     @pytest.mark.xfail(strict=True, reason="an object without any overlap makes all boxes positive")
     def test_an_object_that_no_box_overlaps_makes_no_positives(self):
-        low = Matcher(0.7, 0.3, allow_low_quality=True)
         boxes = [part(10), [20.0, 20, 30, 30], [70.0, 70, 80, 80]]
-        assert kinds(low, boxes, objects([50, 50, 51, 51])) == [NEGATIVE] * 3
-        assert kinds(low, boxes, objects(SQUARE, [50, 50, 50, 50])) == [POSITIVE, 0, 0]
+        assert kinds(LOW, boxes, objects([50, 50, 51, 51])) == [NEGATIVE] * 3
+        assert kinds(LOW, boxes, objects(SQUARE, [50, 50, 50, 50])) == [POSITIVE, 0, 0]
 
 
 class TestCrowd:
-    low = Matcher(0.7, 0.3, allow_low_quality=True)
-    region = [0.0, 0.0, 100.0, 100.0]
-
     def test_negatives_inside_are_ignored_never_positive(self):
         """Even a box equal to the crowd region."""
-        boxes = [self.region, [10.0, 10, 20, 20], [150.0, 150, 160, 160]]
-        kind = kinds(self.low, boxes, objects(self.region, crowd=[True]))
+        boxes = [REGION, [10.0, 10, 20, 20], [150.0, 150, 160, 160]]
+        kind = kinds(LOW, boxes, objects(REGION, crowd=[True]))
         assert kind == [IGNORED, IGNORED, NEGATIVE]
 
     def test_the_share_is_inclusive(self):
         boxes = [[95.0, 0, 105, 10], [95.5, 0, 105.5, 10], [0, 90, 10, 110]]
-        kind = kinds(Matcher(0.5, 0.5), boxes, objects(self.region, crowd=[True]))
+        kind = kinds(Matcher(0.5, 0.5), boxes, objects(REGION, crowd=[True]))
         assert kind == [IGNORED, NEGATIVE, IGNORED]
 
     def test_the_share_is_of_the_box_not_of_the_union(self):
         """A small box inside a large crowd has IoU 0.01 with it, and is ignored nevertheless."""
-        assert kinds(self.low, [part(10)], objects(self.region, crowd=[True])) == [IGNORED]
+        assert kinds(LOW, [part(10)], objects(REGION, crowd=[True])) == [IGNORED]
 
     def test_the_share_can_be_set(self):
-        boxes, targets = [[95.0, 0, 105, 10]], objects(self.region, crowd=[True])
+        boxes, targets = [[95.0, 0, 105, 10]], objects(REGION, crowd=[True])
         assert kinds(Matcher(0.5, 0.5, crowd_ioa=0.6), boxes, targets) == [NEGATIVE]
         assert kinds(Matcher(0.5, 0.5, crowd_ioa=0.4), boxes, targets) == [IGNORED]
 
@@ -135,15 +128,15 @@ class TestCrowd:
 
     def test_positives_inside_stay(self):
         """A good and a low-quality one; the box index is that of all objects, crowds included."""
-        targets = objects(self.region, [0, 0, 10, 10], [50, 50, 60, 60], crowd=[True, False, False])
+        targets = objects(REGION, [0, 0, 10, 10], [50, 50, 60, 60], crowd=[True, False, False])
         boxes = torch.tensor([part(9), [50.0, 50, 60, 51], [30.0, 30, 40, 40]])
-        kind, matched = self.low(boxes, targets)
+        kind, matched = LOW(boxes, targets)
         assert kind.tolist() == [POSITIVE, POSITIVE, IGNORED]
         assert matched[:2].tolist() == [1, 2]
 
     def test_crowds_do_not_take_the_best_box_from_an_object(self):
         targets = objects(SQUARE, SQUARE, crowd=[True, False])
-        kind, matched = self.low(torch.tensor([part(8)]), targets)
+        kind, matched = LOW(torch.tensor([part(8)]), targets)
         assert kind.tolist() == [POSITIVE]
         assert matched.tolist() == [1]
 
