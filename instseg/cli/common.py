@@ -31,9 +31,13 @@ _EXPECTED = (
 )
 
 
+# One console, so that log lines and progress bars do not write over each other.
+CONSOLE = Console(stderr=True)
+
+
 def set_up_logging() -> None:
     """Log lines on stderr, above the progress bar."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    handler = RichHandler(console=CONSOLE, show_path=False, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from instseg.cli.common import run
+from instseg.cli.common import CONSOLE, run
 from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
@@ -82,7 +82,7 @@ def _evaluate_model(args: argparse.Namespace) -> dict[str, CocoScores]:
     evaluator = build_evaluator(config, index, trained.class_names)
     loader = build_val_loader(config, index)
     device = build_device(config)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=CONSOLE, transient=True) as bar:
         task = bar.add_task("evaluating")
         scores = evaluate(
             trained.model.to(device),

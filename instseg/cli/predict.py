@@ -9,10 +9,9 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
-from instseg.cli.common import run
+from instseg.cli.common import CONSOLE, run
 from instseg.config.build import find_device
 from instseg.config.trained import load_trained
 from instseg.data.image_io import read_image
@@ -52,8 +51,7 @@ def _command(args: argparse.Namespace) -> int:
     category_ids = [c["id"] for c in trained.categories]
     args.output.mkdir(parents=True, exist_ok=True)
     records, images = [], []
-    console = Console(stderr=True)
-    for number, path in enumerate(track(paths, "predicting", console=console, transient=True), 1):
+    for number, path in enumerate(track(paths, "predicting", console=CONSOLE, transient=True), 1):
         image = read_image(path)
         (found,) = predictor([image])
         records += instances_to_results(number, found, category_ids)

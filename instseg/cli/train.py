@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from instseg.cli.common import run
+from instseg.cli.common import CONSOLE, run
 from instseg.config.build import (
     build_device,
     build_evaluator,
@@ -36,6 +36,7 @@ from instseg.engine.errors import RunExistsError
 from instseg.engine.evaluate import evaluate
 from instseg.engine.loggers import CsvLogger, JsonlLogger
 from instseg.engine.optim import describe_groups
+from instseg.engine.progress import make_progress
 from instseg.engine.rng import seed_everything
 from instseg.engine.tensorboard_logger import TensorBoardLogger
 from instseg.engine.trainer import Trainer, TrainResult
@@ -131,6 +132,7 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
             TensorBoardLogger(run_dir / "tensorboard"),
         ],
         weights_metadata=describe_weights(inference_config(config), train_index.categories),
+        progress=make_progress(CONSOLE),
     )
     return trainer.run(resume=resume)
 

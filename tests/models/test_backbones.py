@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision.models.resnet as tv_resnet
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from instseg.models.backbones import ResNet, TimmBackbone
@@ -140,7 +141,7 @@ class TestResNetFreezing:
     def test_running_figures_move_in_live_stages_alone(self):
         backbone = ResNet(18, norm="live", freeze_at=2).train()
         before = {n: m.running_mean.clone() for n, m in norms(backbone).items()}
-        backbone(torch.randn(2, 3, 64, 64))
+        backbone(torch.randn(2, 3, 32, 64))
         moved = {
             n for n, m in norms(backbone).items() if not torch.equal(before[n], m.running_mean)
         }
@@ -169,7 +170,7 @@ class TestResNetWeights:
         theirs = classifier()
         backbone = ResNet(18).eval()
         backbone.load_classifier(theirs.state_dict())
-        image = torch.randn(2, 3, 70, 90)
+        image = torch.randn(1, 3, 50, 70)
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
         wanted = []
         for name in STAGES[1:]:
@@ -185,14 +186,10 @@ class TestResNetWeights:
             if not k.startswith("fc.") and "num_batches" not in k
         }
         backbone = ResNet(18)
+        trained = [p.requires_grad for p in backbone.parameters()]
         backbone.load_classifier(state)
+        assert [p.requires_grad for p in backbone.parameters()] == trained
         assert torch.equal(backbone.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"])
-
-    def test_freezing_outlasts_loading(self):
-        backbone = ResNet(18, norm="frozen", freeze_at=2)
-        before = [p.requires_grad for p in backbone.parameters()]
-        backbone.load_classifier(classifier().state_dict())
-        assert [p.requires_grad for p in backbone.parameters()] == before
 
     def refused(self, state: dict[str, Tensor]) -> str:
         """The message, after checking that nothing was loaded."""
@@ -253,11 +250,11 @@ class TestTimm:
         backbone.load_classifier(theirs.state_dict())
         assert backbone.channels == TIMM[name]
         assert backbone.strides == [4, 8, 16, 32]
-        image = torch.randn(2, 3, 64, 96)
+        image = torch.randn(1, 3, 32, 64)
         wanted = theirs.forward_intermediates(image, indices=(1, 2, 3, 4), intermediates_only=True)
         got = backbone(image)
         assert [m.shape for m in got] == [
-            (2, c, 64 // s, 96 // s) for c, s in zip(TIMM[name], (4, 8, 16, 32), strict=True)
+            (1, c, 32 // s, 64 // s) for c, s in zip(TIMM[name], (4, 8, 16, 32), strict=True)
         ]
         assert_same_maps(got, wanted)
 
@@ -271,31 +268,34 @@ class TestTimm:
             assert parameter.requires_grad == (live or name not in of_norms), name
 
     def test_a_network_without_batch_norm(self):
-        backbone = TimmBackbone("convnext_atto").train()
+        backbone = TimmBackbone("test_convnext").train()
         assert not norms(backbone)
         assert all(p.requires_grad for p in backbone.parameters())
         maps = backbone(torch.zeros(1, 3, 64, 64))
-        assert [m.shape[1] for m in maps] == backbone.channels == [40, 80, 160, 320]
+        assert [m.shape[1] for m in maps] == backbone.channels == [24, 32, 48, 64]
         assert [64 // m.shape[-1] for m in maps] == backbone.strides
 
-    @pytest.mark.parametrize("strides", [(2, 4), (8, 16, 32), (16,)])
+    @pytest.mark.parametrize(
+        "strides",
+        [
+            (2, 4),
+            (16,),
+            pytest.param(
+                (32, 8),
+                marks=pytest.mark.xfail(strict=True, reason="timm keeps to the network's order"),
+            ),
+        ],
+    )
     def test_chosen_strides(self, strides):
-        backbone = TimmBackbone("resnet18", strides=strides)
+        backbone = TimmBackbone("test_resnet", strides=strides)
         maps = backbone(torch.zeros(1, 3, 64, 64))
         assert backbone.strides == list(strides)
         assert [64 // m.shape[-1] for m in maps] == list(strides)
         assert [m.shape[1] for m in maps] == backbone.channels
 
-    @pytest.mark.xfail(strict=True, reason="timm gives maps in the network's order, not this one")
-    def test_strides_and_channels_are_those_of_the_maps_in_any_order(self):
-        backbone = TimmBackbone("resnet18", strides=(32, 8))
-        maps = backbone(torch.zeros(1, 3, 64, 64))
-        assert [64 // m.shape[-1] for m in maps] == backbone.strides
-        assert [m.shape[1] for m in maps] == backbone.channels
-
     @pytest.mark.parametrize("channels", [1, 6])
     def test_image_channels(self, channels):
-        backbone = TimmBackbone("resnet18", in_channels=channels)
+        backbone = TimmBackbone("test_resnet", in_channels=channels)
         assert len(backbone(torch.zeros(1, channels, 32, 32))) == 4
 
     def test_unknown_name_lists_near_names(self):
@@ -312,9 +312,9 @@ class TestTimm:
             TimmBackbone(name)
 
     def test_missing_stride(self):
-        expected = r"convnext_atto has maps of strides \[4, 8, 16, 32\], none of \[2, 64\]"
+        expected = r"test_convnext has maps of strides \[4, 8, 16, 32\], none of \[2, 64\]"
         with pytest.raises(ValueError, match=expected):
-            TimmBackbone("convnext_atto", strides=(2, 4, 64))
+            TimmBackbone("test_convnext", strides=(2, 4, 64))
 
     def test_without_timm_the_extra_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
@@ -345,7 +345,7 @@ class TestTimmWeights:
         [
             "regnetx_002",
             pytest.param(
-                "convnext_atto",
+                "test_convnext",
                 marks=pytest.mark.xfail(strict=True, reason="features_only renames the stages"),
             ),
             pytest.param(
@@ -358,15 +358,14 @@ class TestTimmWeights:
         backbone = TimmBackbone(name)
         state = timm.create_model(name).state_dict()
         backbone.load_classifier(state)
-        first = next(backbone.parameters())
-        assert torch.equal(first, next(iter(state.values())))
+        assert torch.equal(next(backbone.parameters()), next(iter(state.values())))
 
     @pytest.mark.parametrize(
         "name",
         [
             "tf_efficientnet_lite0",
             pytest.param(
-                "resnet18",
+                "test_resnet",
                 marks=pytest.mark.xfail(
                     strict=True, reason="stages that no wanted map needs are unknown keys"
                 ),
@@ -386,24 +385,16 @@ class TestTimmWeights:
     @torch.no_grad()
     def test_published_lite0(self, real_data: Path):
         """The ImageNet file gives timm's own features of a real size."""
-        from safetensors.torch import load_file
-
         path = real_data.parent / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
         if not path.is_file():
             pytest.skip(f"no weights at {path}")
         state = load_file(path)
-        theirs = timm.create_model("tf_efficientnet_lite0").eval()
-        theirs.load_state_dict(state)
         features = timm.create_model(
             "tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4)
         ).eval()
         _, unused = features.load_state_dict(state, strict=False)
-        assert {k.split(".")[0] for k in unused} == {"conv_head", "bn2", "classifier"}
+        assert all(k.startswith(("conv_head.", "bn2.", "classifier.")) for k in unused)
         backbone = TimmBackbone("tf_efficientnet_lite0").eval()
         backbone.load_classifier(state)
-        image = torch.randn(1, 3, 96, 128)
-        got = backbone(image)
-        assert_same_maps(got, features(image))
-        assert_same_maps(
-            got, theirs.forward_intermediates(image, indices=(1, 2, 3, 4), intermediates_only=True)
-        )
+        image = torch.randn(1, 3, 64, 96)
+        assert_same_maps(backbone(image), features(image))

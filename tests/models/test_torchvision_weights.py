@@ -103,7 +103,7 @@ def maps_after(body: nn.Module, image: Tensor, frozen_eps: float | None) -> list
 @pytest.mark.parametrize(("eps", "frozen_eps"), [(0.0, 0.0), (1e-3, 1e-3), (1e-5, None)])
 @torch.no_grad()
 def test_frozen_batch_norm_of_any_epsilon_gives_the_same_maps(eps, frozen_eps):
-    body, image = frozen_body(eps), torch.randn(1, 3, 64, 64)
+    body, image = frozen_body(eps), torch.randn(1, 3, 32, 32)
     layers = {f"layer{i}": str(i) for i in range(1, 5)}
     wanted = list(IntermediateLayerGetter(body, layers)(image).values())
     for got, reference in zip(maps_after(body, image, frozen_eps), wanted, strict=True):
@@ -113,7 +113,7 @@ def test_frozen_batch_norm_of_any_epsilon_gives_the_same_maps(eps, frozen_eps):
 @torch.no_grad()
 def test_the_epsilon_matters():
     """Without it the maps above differ by far more than their tolerance."""
-    body, image = frozen_body(0.0), torch.randn(1, 3, 64, 64)
+    body, image = frozen_body(0.0), torch.randn(1, 3, 32, 32)
     right, wrong = maps_after(body, image, 0.0), maps_after(body, image, None)
     assert (right[-1] - wrong[-1]).abs().max() > 1e-2
 
