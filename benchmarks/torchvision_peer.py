@@ -55,6 +55,7 @@ class TorchvisionMaskRCNN(nn.Module):
             num_classes + 1,
             image_mean=config.image_mean,
             image_std=config.image_std,
+            box_batch_size_per_image=config.box_head.samples,
         )
         self.model.transform = _NoResize(
             1, 1, config.image_mean, config.image_std, size_divisible=32

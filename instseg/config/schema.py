@@ -213,6 +213,16 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does to an epoch; the file is named either way."""
 
+    @model_validator(mode="after")
+    def _validation_draws_nothing(self) -> DataConfig:
+        for transform in self.val_transforms:
+            if isinstance(transform, ResizeShortestEdgeConfig) and len(transform.sizes) > 1:
+                raise ValueError(
+                    "val_transforms: resize_shortest_edge would draw one of its sizes for each "
+                    f"image; give one size, not {transform.sizes}"
+                )
+        return self
+
 
 # --- model ----------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Predictor:
         """Detections of each image ``uint8 [H, W, 3]`` (RGB), on the CPU, best first."""
         inputs = []
         for image in images:
-            tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
             size = (image.shape[0], image.shape[1])
             inputs.append(self.transforms(tensor, Instances.empty(size))[0].to(self.device))
         return [

@@ -21,7 +21,7 @@ class Matcher:
         positive_iou: at least this makes a positive, in [0, 1].
         negative_iou: less than this makes a negative; between the two a box is ignored.
         allow_low_quality: the boxes with the highest IoU for an object become positives too,
-            however low that IoU is (rule (i) of the paper).
+            however low that IoU is (rule (i) of the paper), as long as they overlap it.
         crowd_ioa: a negative with at least this share of its area in a crowd region is ignored.
     """
 
@@ -50,7 +50,8 @@ class Matcher:
             kind[best >= self.positive_iou] = POSITIVE
             if self.allow_low_quality:
                 top = iou.max(dim=1, keepdim=True).values
-                kind[(iou == top).any(dim=0)] = POSITIVE
+                # An object that no box overlaps has no best box: all tie at 0.
+                kind[((iou == top) & (iou > 0)).any(dim=0)] = POSITIVE
         if crowd.any():
             in_crowd = (box_ioa(boxes, gt_boxes[crowd]) >= self.crowd_ioa).any(dim=1)
             kind[in_crowd & (kind == NEGATIVE)] = IGNORED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -32,11 +31,11 @@ class MultiscaleRoIAlign(nn.Module):
         canonical_size: float = 224.0,
     ) -> None:
         super().__init__()
-        levels = [round(math.log2(s)) for s in strides]
-        if levels != list(range(levels[0], levels[0] + len(levels))):
+        levels = [s.bit_length() - 1 for s in strides]
+        if not levels or list(strides) != [1 << (levels[0] + i) for i in range(len(levels))]:
             raise ValueError(f"strides must be consecutive powers of two, got {list(strides)}")
-        self.strides = list(strides)
         self.first_level = levels[0]
+        self.strides = list(strides)
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned

@@ -57,4 +57,4 @@ class Preprocess(nn.Module):
             image = image.float() / _MAXIMUM[image.dtype]
         elif not image.is_floating_point():
             raise ValueError(f"images must be uint8, uint16 or floating, got {image.dtype}")
-        return (image - self.mean) / self.std
+        return (image.float() - self.mean) / self.std

@@ -78,7 +78,13 @@ def select_classes(state_dict: Mapping[str, Tensor], keep: Sequence[int]) -> dic
     Args:
         state_dict: in instseg's names.
         keep: class indices from 0, without the background, which always stays.
+
+    Raises:
+        ValueError: an index is none of the classes'.
     """
+    count = len(state_dict["box_head.predictor.cls_score.bias"]) - 1
+    if wrong := [k for k in keep if not 0 <= k < count]:
+        raise ValueError(f"there are {count} classes, no class index {wrong[0]}")
     rows = torch.tensor([0, *(k + 1 for k in keep)])
     selected = dict(state_dict)
     for name in ("box_head.predictor.cls_score", "mask_head.predictor.logits"):

@@ -238,7 +238,9 @@ def test_defects_are_left_out_and_told(
     images.append({"id": 71, "file_name": "../../secret.png", "height": 64, "width": 64})
     path.write_text(json.dumps(coco))
 
-    argv = arguments(write_config(tmp_path, copy), tmp_path, "train.epochs=1", "data.val_batch_size=6")
+    argv = arguments(
+        write_config(tmp_path, copy), tmp_path, "train.epochs=1", "data.val_batch_size=6"
+    )
     assert train.main(argv) == 0
     log = capsys.readouterr().err
     (line,) = [text for text in log.splitlines() if "left out" in text and "none left" not in text]

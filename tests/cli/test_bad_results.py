@@ -36,7 +36,13 @@ def test_records_that_cannot_be_scored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     mask = {"size": [64, 64], "counts": [0, 4096]}
-    good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5, "segmentation": mask}
+    good = {
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [1, 2, 3, 4],
+        "score": 0.5,
+        "segmentation": mask,
+    }
     results = tmp_path / "dt.json"
     results.write_text(json.dumps([good, good | change, good]))
     argv = ["--gt", str(shapes / "val" / "annotations.json"), "--dt", str(results)]
@@ -48,7 +54,10 @@ def test_records_that_cannot_be_scored(
     [
         ('[{"image_id": 1, "sc', ["not valid JSON at line 1, column", "cut short"]),
         ('{"annotations": []}', ["a COCO result file is a list of detections"]),
-        ('[[1, 2], "x"]', ["2 of 2 records cannot be used", "record 1: must be an object, got 'x'"]),
+        (
+            '[[1, 2], "x"]',
+            ["2 of 2 records cannot be used", "record 1: must be an object, got 'x'"],
+        ),
         (None, ["dt.json"]),
     ],
 )

@@ -134,7 +134,9 @@ class Bomb:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("save", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save])
+@pytest.mark.parametrize(
+    "save", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save]
+)
 def test_no_file_runs_code(
     config: Path,
     trained: Path,
@@ -157,7 +159,10 @@ def test_no_file_runs_code(
         (evaluate.main, ["--config", str(config), "--weights", str(bomb)]),
         (train.main, [*training, f"train.init_from.weights={bomb}"]),
         (train.main, [*training, f"model.backbone.weights={bomb}"]),
-        (convert_weights.main, ["maskrcnn_resnet50_fpn", str(bomb), "--output", str(tmp_path / "o")]),
+        (
+            convert_weights.main,
+            ["maskrcnn_resnet50_fpn", str(bomb), "--output", str(tmp_path / "o")],
+        ),
     ]:
         refused(command, argv, capsys, str(bomb))
     argv = ["--config", str(config), "--output", str(run), "--resume"]
@@ -236,9 +241,7 @@ def test_weights_cut_short(
 # --- a full disk --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "after"), [("last", 1), ("last", 7), ("best", 0), ("final", 0)]
-)
+@pytest.mark.parametrize(("name", "after"), [("last", 1), ("last", 7), ("best", 0), ("final", 0)])
 def test_out_of_disk(
     config: Path,
     trained: Path,

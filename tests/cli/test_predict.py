@@ -93,7 +93,9 @@ def test_images_are_never_overwritten(
     image = Path(shutil.copy(shapes / "val" / "images" / "000000.png", tmp_path / "photo.png"))
     before = image.read_bytes()
     assert main([str(image), "--weights", str(weights), "--output", str(tmp_path)]) == 2
-    assert f"error: {image} is one of the images: choose another --output" in capsys.readouterr().err
+    assert (
+        f"error: {image} is one of the images: choose another --output" in capsys.readouterr().err
+    )
     assert image.read_bytes() == before
 
 
@@ -104,7 +106,10 @@ def test_images_are_never_overwritten(
         (["FOLDER/empty"], "no images in FOLDER/empty"),
         (["FOLDER/broken.png"], "FOLDER/broken.png: "),
         (["FOLDER/good.png", "--weights", "FOLDER/no.safetensors"], "no.safetensors: no such file"),
-        (["FOLDER/good.png", "--weights", "FOLDER/broken.png"], "broken.png: torch.load(weights_on"),
+        (
+            ["FOLDER/good.png", "--weights", "FOLDER/broken.png"],
+            "broken.png: torch.load(weights_on",
+        ),
         (["FOLDER/good.png", "--device", "abacus"], "--device: "),
         (["FOLDER/good.png", "--device", "cuda:99"], "--device is 'cuda:99': torch sees"),
         (["FOLDER/good.png", "--output", "FOLDER/good.png"], "FOLDER/good.png"),

@@ -1,4 +1,4 @@
-"""A configuration that trains in seconds, and helpers to change it and to read what a run leaves."""
+"""A configuration that trains in seconds, and helpers to change it and to read what it leaves."""
 
 from __future__ import annotations
 

@@ -93,7 +93,6 @@ class TestLowQuality:
         assert kind.tolist() == [POSITIVE, NEGATIVE]
         assert matched[0] == 0
 
-    @pytest.mark.xfail(strict=True, reason="an object without any overlap makes all boxes positive")
     def test_an_object_that_no_box_overlaps_makes_no_positives(self):
         boxes = [part(10), [20.0, 20, 30, 30], [70.0, 70, 80, 80]]
         assert kinds(LOW, boxes, objects([50, 50, 51, 51])) == [NEGATIVE] * 3

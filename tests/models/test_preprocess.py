@@ -42,7 +42,6 @@ def test_equal_to_a_loop_with_imagenets_figures():
             torch.float64,
             [0.0, 0.5, 1.0],
             [0, 0.5, 1],
-            marks=pytest.mark.xfail(strict=True, reason="a float64 image makes a float64 batch"),
         ),
     ],
     ids=str,

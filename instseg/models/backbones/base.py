@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Self
 
 from torch import Tensor, nn
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network from images ``[B, C, H, W]`` to a list of feature maps, finest first.
 
     Attributes:
         channels: channels of each map.
         strides: image pixels per feature pixel of each map.
-        classifier_prefixes: keys of a classification network's state dict that no feature map
-            needs, such as "fc.".
     """
 
     channels: list[int]
     strides: list[int]
-    classifier_prefixes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,26 +41,27 @@ class Backbone(nn.Module):
             module.eval()
         return self
 
+    @abstractmethod
     def load_classifier(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the weights of a classification network of the same architecture.
 
         Raises:
             ValueError: keys are missing or unknown, or shapes differ; the message names them.
         """
-        own = self.state_dict()
-        given = {k: v for k, v in state_dict.items() if not k.startswith(self.classifier_prefixes)}
-        problems = [f"no key {k}" for k in own if k not in given and "num_batches" not in k]
-        problems += [f"unknown key {k}" for k in given if k not in own]
-        problems += [
-            f"{k} is {list(v.shape)} there and {list(own[k].shape)} here"
-            for k, v in given.items()
-            if k in own and v.shape != own[k].shape
-        ]
-        if problems:
-            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise ValueError(
-                f"these weights are not of this backbone ({type(self).__name__}): "
-                + "; ".join(problems[:4])
-                + more
-            )
-        self.load_state_dict(given, strict=False)
+
+
+def check_same_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    """Raise a `ValueError` that says how the keys and shapes of two state dicts differ.
+
+    Counters of batches, which older files lack, are passed over.
+    """
+    problems = [f"no key {k}" for k in own if k not in given and "num_batches" not in k]
+    problems += [f"unknown key {k}" for k in given if k not in own]
+    problems += [
+        f"{k} is {list(v.shape)} there and {list(own[k].shape)} here"
+        for k, v in given.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"these weights are not of {name}: {'; '.join(problems[:4])}{more}")

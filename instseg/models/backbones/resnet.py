@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torchvision.models.resnet as tv_resnet
 from torch import Tensor, nn
 
-from instseg.models.backbones.base import Backbone
+from instseg.models.backbones.base import Backbone, check_same_shapes
 
 _EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4}
 
@@ -25,8 +26,6 @@ class ResNet(Backbone):
     Raises:
         ValueError: an unknown ``depth``, ``norm`` or ``freeze_at``.
     """
-
-    classifier_prefixes = ("fc.",)
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class ResNet(Backbone):
         )
         self.layer1, self.layer2 = body.layer1, body.layer2
         self.layer3, self.layer4 = body.layer3, body.layer4
+        self.depth = depth
         self.channels = [c * _EXPANSION[depth] for c in (64, 128, 256, 512)]
         self.strides = [4, 8, 16, 32]
 
@@ -69,3 +69,9 @@ class ResNet(Backbone):
             x = layer(x)
             features.append(x)
         return features
+
+    def load_classifier(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As `Backbone.load_classifier`, in torchvision's names; the last layer is left aside."""
+        given = {k: v for k, v in state_dict.items() if not k.startswith("fc.")}
+        check_same_shapes(self.state_dict(), given, f"a ResNet-{self.depth}")
+        self.load_state_dict(given, strict=False)
