@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from instseg.config.build_model import build_model
-from instseg.config.schema import MaskRcnnConfig
+from instseg.config.schema_model import MaskRcnnConfig
 from instseg.models.backbones import Backbone
 from instseg.ops import instance_rles, rle
 from instseg.structures import Instances, RoIMasks

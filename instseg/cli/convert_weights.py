@@ -15,15 +15,15 @@ from torchvision.models import get_model_weights
 
 from instseg.cli.common import run
 from instseg.config.build import build_model
-from instseg.config.schema import (
+from instseg.config.schema import InferenceConfig
+from instseg.config.schema_data import ResizeShortestEdgeConfig
+from instseg.config.schema_model import (
     BoxHeadConfig,
     ConvFcBodyConfig,
     FasterRcnnConfig,
     FcnMaskHeadConfig,
     FpnConfig,
-    InferenceConfig,
     MaskRcnnConfig,
-    ResizeShortestEdgeConfig,
     ResNetConfig,
     RpnConfig,
 )

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from instseg.config.build_data import build_transforms, read_index
 from instseg.config.build_model import build_model
 from instseg.config.loader import ConfigError
-from instseg.config.schema import Config, CosineConfig, MaskRcnnConfig, SgdConfig
+from instseg.config.schema import Config, CosineConfig, SgdConfig
+from instseg.config.schema_model import MaskRcnnConfig
 from instseg.data.dataset import DetectionDataset
 from instseg.data.index import CocoIndex
 from instseg.data.loader import DetectionLoader

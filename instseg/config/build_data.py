@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from instseg.config.schema import (
+from instseg.config.schema_data import (
     CocoSource,
     HorizontalFlipConfig,
     InstancePngSource,

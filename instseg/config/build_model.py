@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from instseg.config.loader import ConfigError
-from instseg.config.schema import (
+from instseg.config.schema_model import (
     BackboneConfig,
     BoxBodyConfig,
     FcBodyConfig,

@@ -15,12 +15,8 @@ from torchvision.models import resnet18
 
 from instseg.config import build
 from instseg.config.loader import ConfigError, load_config
-from instseg.config.schema import (
-    Config,
-    FasterRcnnConfig,
-    MaskRcnnConfig,
-    ResNetConfig,
-)
+from instseg.config.schema import Config
+from instseg.config.schema_model import FasterRcnnConfig, MaskRcnnConfig, ResNetConfig
 from instseg.data.index import CocoIndex, build_index
 from instseg.engine.schedule import Cosine, MultiStep
 from instseg.models.detection import FasterRCNN, MaskRCNN

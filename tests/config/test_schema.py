@@ -9,13 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from instseg.config.loader import ConfigError, dump_config, load_config, parse_config
-from instseg.config.schema import (
-    AnchorsConfig,
-    Config,
-    InferenceConfig,
-    MaskRcnnConfig,
-    ResNetConfig,
-)
+from instseg.config.schema import Config, InferenceConfig
+from instseg.config.schema_model import AnchorsConfig, MaskRcnnConfig, ResNetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from instseg.config.build_model import build_model
 from instseg.config.loader import ConfigError
-from instseg.config.schema import (
+from instseg.config.schema import InferenceConfig, InitConfig
+from instseg.config.schema_data import ResizeShortestEdgeConfig
+from instseg.config.schema_model import (
     BoxHeadConfig,
     FcBodyConfig,
     FcnMaskHeadConfig,
     FpnConfig,
-    InferenceConfig,
-    InitConfig,
     MaskRcnnConfig,
-    ResizeShortestEdgeConfig,
     TimmConfig,
 )
 from instseg.config.trained import check_state_dict, describe_weights, load_initial, load_trained

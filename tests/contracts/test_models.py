@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from instseg.config.build_model import build_model
-from instseg.config.schema import (
+from instseg.config.schema_model import (
     BoxHeadConfig,
     FasterRcnnConfig,
     FcBodyConfig,

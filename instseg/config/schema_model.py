@@ -1,0 +1,175 @@
+"""The ``model`` section: backbones, necks, heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from instseg.config.schema_base import Probability, Section
+
+
+class ResNetConfig(Section):
+    """ResNet of torchvision's make."""
+
+    name: Literal["resnet"]
+    depth: Literal[18, 34, 50, 101] = 50
+    norm: Literal["frozen", "live"] = "frozen"
+    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
+    weights: Path | Literal["torchvision"] | None = None
+    """A file (safetensors or torch), "torchvision" to download ImageNet weights, or null."""
+
+    @model_validator(mode="after")
+    def _frozen_needs_weights(self) -> ResNetConfig:
+        if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
+            raise ValueError(
+                "without weights a frozen backbone stays random: set weights, or norm: live and "
+                "freeze_at: 0 to train it from scratch"
+            )
+        return self
+
+
+class TimmConfig(Section):
+    """Any backbone of timm by name."""
+
+    name: Literal["timm"]
+    model: str
+    norm: Literal["frozen", "live"] = "frozen"
+    strides: Annotated[list[PositiveInt], Field(min_length=1)] = [4, 8, 16, 32]
+    weights: Path | Literal["timm"] | None = None
+    """A file in timm's names, "timm" to download timm's own, or null."""
+
+    @model_validator(mode="after")
+    def _strides_double(self) -> TimmConfig:
+        first = self.strides[0]
+        if first & (first - 1) or any(s != first << i for i, s in enumerate(self.strides)):
+            raise ValueError(
+                f"strides must be powers of two, each twice the one before, got {self.strides}"
+            )
+        return self
+
+
+BackboneConfig = Annotated[ResNetConfig | TimmConfig, Field(discriminator="name")]
+
+
+class FpnConfig(Section):
+    """Feature pyramid network."""
+
+    name: Literal["fpn"] = "fpn"
+    channels: PositiveInt = 256
+    norm: Literal["batch"] | None = None
+
+
+class AnchorsConfig(Section):
+    """Anchor sizes in pixels for each level (the pooled level last), height / width ratios."""
+
+    sizes: list[Annotated[list[PositiveFloat], Field(min_length=1)]] = [
+        [32.0],
+        [64.0],
+        [128.0],
+        [256.0],
+        [512.0],
+    ]
+    aspect_ratios: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 1.0, 2.0]
+
+    @model_validator(mode="after")
+    def _levels_alike(self) -> AnchorsConfig:
+        if len({len(level) for level in self.sizes}) > 1:
+            raise ValueError("every level of sizes needs the same number of sizes")
+        return self
+
+
+class RpnConfig(Section):
+    """Region proposal network."""
+
+    depth: PositiveInt = 1
+    positive_iou: Probability = 0.7
+    negative_iou: Probability = 0.3
+    samples: PositiveInt = 256
+    positive_fraction: Probability = 0.5
+    train_before_nms: PositiveInt = 2000
+    train_after_nms: PositiveInt = 2000
+    test_before_nms: PositiveInt = 1000
+    test_after_nms: PositiveInt = 1000
+    nms_threshold: Probability = 0.7
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> RpnConfig:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"negative_iou {self.negative_iou} is over positive_iou {self.positive_iou}"
+            )
+        return self
+
+
+class FcBodyConfig(Section):
+    """Two fully connected layers."""
+
+    name: Literal["fc"]
+    channels: PositiveInt = 1024
+
+
+class ConvFcBodyConfig(Section):
+    """Convolutions, then one fully connected layer."""
+
+    name: Literal["conv_fc"]
+    conv_channels: list[PositiveInt] = [256, 256, 256, 256]
+    channels: PositiveInt = 1024
+    norm: Literal["batch"] | None = "batch"
+
+
+BoxBodyConfig = Annotated[FcBodyConfig | ConvFcBodyConfig, Field(discriminator="name")]
+
+
+class BoxHeadConfig(Section):
+    """Classes and boxes of the proposals."""
+
+    body: BoxBodyConfig = FcBodyConfig(name="fc")
+    pooled_size: PositiveInt = 7
+    samples: PositiveInt = 512
+    positive_fraction: Probability = 0.25
+    positive_iou: Probability = 0.5
+    score_threshold: Probability = 0.05
+    nms_threshold: Probability = 0.5
+    max_detections: PositiveInt = 100
+
+
+class FcnMaskHeadConfig(Section):
+    """Convolutions and one transposed convolution."""
+
+    name: Literal["fcn"]
+    channels: list[PositiveInt] = [256, 256, 256, 256]
+    pooled_size: PositiveInt = 14
+    norm: Literal["batch"] | None = None
+
+
+class RcnnConfig(Section):
+    """What Faster and Mask R-CNN share."""
+
+    backbone: BackboneConfig
+    image_mean: list[float] = [0.485, 0.456, 0.406]
+    """On the 0..1 scale, as the backbone's weights were trained."""
+    image_std: list[PositiveFloat] = [0.229, 0.224, 0.225]
+    neck: FpnConfig = FpnConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    rpn: RpnConfig = RpnConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    torchvision_compatible: bool = False
+    """Follow torchvision's pixel conventions, for weights converted from its checkpoints."""
+
+
+class FasterRcnnConfig(RcnnConfig):
+    """Boxes."""
+
+    name: Literal["faster_rcnn"]
+
+
+class MaskRcnnConfig(RcnnConfig):
+    """Boxes and masks."""
+
+    name: Literal["mask_rcnn"]
+    mask_head: FcnMaskHeadConfig = FcnMaskHeadConfig(name="fcn")
+
+
+ModelConfig = Annotated[FasterRcnnConfig | MaskRcnnConfig, Field(discriminator="name")]
