@@ -1,4 +1,4 @@
-"""Metadata lives in pyproject.toml; this file is where the optional compiled extension is declared."""
+"""Metadata is in pyproject.toml; this file is where the compiled extension will be declared."""
 
 from setuptools import setup
 

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("instseg", deadline=None)
+settings.load_profile("instseg")
 
 ROOT = Path(__file__).resolve().parents[1]
 

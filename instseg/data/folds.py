@@ -11,15 +11,29 @@ Part = Literal["train", "val"]
 def select_images(coco: dict[str, Any], keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The dictionary without the images that ``keep`` refuses, and without their annotations.
 
-    Ids, categories, other keys and the order stay. An annotation of an image that the
-    dictionary does not hold stays too, for the check to report.
+    Ids, categories, other keys and the order stay. A record that cannot be assigned (an annotation
+    of an image that is not there, an image without id or name) stays too, for the check to report.
     """
-    dropped = {image["id"] for image in coco["images"] if not keep(image)}
+    images = [image for image in coco["images"] if _is_assignable(image)]
+    dropped = {image["id"] for image in images if not keep(image)}
+
+    def stays(record: Any, key: str) -> bool:
+        value = record.get(key) if isinstance(record, dict) else None
+        return not (isinstance(value, int) and value in dropped)
+
     return {
         **coco,
-        "images": [image for image in coco["images"] if image["id"] not in dropped],
-        "annotations": [a for a in coco["annotations"] if a["image_id"] not in dropped],
+        "images": [image for image in coco["images"] if stays(image, "id")],
+        "annotations": [a for a in coco["annotations"] if stays(a, "image_id")],
     }
+
+
+def _is_assignable(image: Any) -> bool:
+    return (
+        isinstance(image, dict)
+        and isinstance(image.get("id"), int)
+        and isinstance(image.get("file_name"), str)
+    )
 
 
 def take_fold(coco: dict[str, Any], *, folds: int, index: int, part: Part) -> dict[str, Any]:
@@ -41,6 +55,6 @@ def take_fold(coco: dict[str, Any], *, folds: int, index: int, part: Part) -> di
         raise ValueError(f"folds must be >= 2 and 0 <= index < folds, got {folds} and {index}")
     if part not in ("train", "val"):
         raise ValueError(f"part must be 'train' or 'val', got {part!r}")
-    names = sorted(image["file_name"] for image in coco["images"])
+    names = sorted(image["file_name"] for image in coco["images"] if _is_assignable(image))
     val = set(names[index::folds])
     return select_images(coco, lambda image: (image["file_name"] in val) == (part == "val"))

@@ -56,7 +56,8 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (SafetensorError, OSError, AttributeError, TypeError, ValueError) as error:
+    # RuntimeError: the file vanished while it was being opened.
+    except (SafetensorError, OSError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UnreadableFileError(
             f"{path}: not a complete safetensors file ({error}); it was cut short, damaged, or "
             "written in another format"

@@ -69,3 +69,19 @@ def test_impossible_folds_are_refused(folds, index):
 def test_unknown_part_is_refused():
     with pytest.raises(ValueError, match="'test'"):
         take_fold(make_coco(["a"]), folds=2, index=0, part="test")  # type: ignore[arg-type]
+
+
+def test_defective_records_stay_for_the_check_to_report():
+    coco = {
+        "images": [
+            {"id": 1, "file_name": "a.png"},
+            {"id": 2, "file_name": "b.png"},
+            7,
+            {"id": "x"},
+        ],
+        "annotations": [{"id": 1, "image_id": 2}, {"id": 2}, None, {"id": 3, "image_id": [1]}],
+        "categories": [],
+    }
+    val = take_fold(coco, folds=2, index=0, part="val")
+    assert val["images"] == [{"id": 1, "file_name": "a.png"}, 7, {"id": "x"}]
+    assert val["annotations"] == [{"id": 2}, None, {"id": 3, "image_id": [1]}]
