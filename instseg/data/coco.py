@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from instseg.ops import rle
 from instseg.structures.geometry import Size
@@ -112,40 +111,6 @@ def segmentation_area(segmentation: Segmentation) -> float:
     return total
 
 
-def decode_counts(text: str | bytes) -> npt.NDArray[np.int64]:
-    """Run lengths from COCO's compressed string, in which ``pycocotools`` trusts blindly.
-
-    Each character holds five bits and a continuation bit, low bits first, the last one's highest
-    bit being the sign; from the fourth value on, the difference to the value two before is stored.
-
-    Raises:
-        SegmentationError: a character outside the code, or a number cut short or over 35 bits.
-    """
-    try:
-        data = text.encode("ascii") if isinstance(text, str) else bytes(text)
-    except UnicodeEncodeError as error:
-        raise SegmentationError("RLE counts hold a character that is not ASCII") from error
-    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    if len(codes) == 0:
-        return codes
-    if codes.min() < 0 or codes.max() > 63:
-        bad = int(np.flatnonzero((codes < 0) | (codes > 63))[0])
-        raise SegmentationError(f"RLE counts hold {chr(data[bad])!r} at position {bad}")
-    if codes[-1] & 32:
-        raise SegmentationError("RLE counts are cut short")
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise SegmentationError("RLE counts hold a number over 35 bits")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((codes & 31) << shifts, starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
-
-
 def _parse_polygon(part: object, index: int, size: Size) -> Polygon:
     """One part as ``float64 [K, 2]``."""
     where = f"polygon {index}"
@@ -190,7 +155,10 @@ def _parse_rle(value: dict[str, Any], size: Size) -> RLE:
         if runs is None or (runs.size and runs.dtype.kind != "i"):
             raise SegmentationError("RLE counts must be integers of less than 64 bits")
     elif isinstance(counts, str | bytes):
-        runs = decode_counts(counts)
+        try:
+            runs = rle.decode_counts(counts)
+        except ValueError as error:
+            raise SegmentationError(str(error)) from None
     else:
         raise SegmentationError(
             f"RLE counts must be a list or a string, got a {type(counts).__name__}"

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from instseg.ops import rle
 from instseg.structures.geometry import Size
 
 _SHOWN = 5
@@ -103,34 +104,11 @@ def rle_defect(code: dict[str, Any], size: Size) -> str | None:
 
 def _runs(counts: object) -> npt.NDArray[np.int64] | None:
     """The run lengths of either form of ``counts``; None where they cannot be read."""
-    if isinstance(counts, str) and counts.isascii():
-        return _decode(counts.encode())
-    if isinstance(counts, bytes):
-        return _decode(counts)
+    if isinstance(counts, str | bytes):
+        try:
+            return rle.decode_counts(counts)
+        except ValueError:
+            return None
     if isinstance(counts, list) and all(is_int(v) and 0 <= v < 2**32 for v in counts):
         return np.array(counts, dtype=np.int64)
     return None
-
-
-def _decode(counts: bytes) -> npt.NDArray[np.int64] | None:
-    """Read compressed counts as ``rleFrString`` of COCO's maskApi.c does, with checks it lacks.
-
-    Each character less 48 holds five bits of a number, lowest first, and in bit 5 whether more
-    follow; bit 4 of the last is the sign. From the fourth on, a number is the difference from the
-    run two before.
-    """
-    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return None
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits hold every 32-bit run and its sign
-        return None
-    places = np.arange(digits.size) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((digits & 31) << (5 * places), starts)
-    runs -= ((digits[ends] & 16) != 0).astype(np.int64) << (5 * lengths)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
