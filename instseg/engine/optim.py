@@ -43,7 +43,8 @@ def build_optimizer(
     if name == "sgd":
         return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     if name == "adamw":
-        return AdamW(groups, lr=lr, betas=betas)
+        # One pass over the memory: on a CPU the default takes several times longer.
+        return AdamW(groups, lr=lr, betas=betas, fused=True)
     raise ValueError(f"unknown optimizer '{name}': choose sgd or adamw")
 
 
