@@ -33,6 +33,7 @@ from instseg.visualization.draw import draw_instances, save_png, side_by_side
 _logger = logging.getLogger(__name__)
 
 _PICTURE_SCALE = 2
+_MAX_OBJECTS = 4
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, default=Path("configs/demo/mask_rcnn.yaml"), help="YAML file"
     )
-    parser.add_argument("--train-images", type=int, default=600, help="to generate [600]")
+    parser.add_argument("--train-images", type=int, default=2000, help="to generate [2000]")
     parser.add_argument("--val-images", type=int, default=100, help="to generate, held out [100]")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change the config")
     args = parser.parse_intermixed_args(argv)
@@ -67,7 +68,7 @@ def _command(args: argparse.Namespace) -> int:
     for seed, (part, folder) in enumerate(folders.items()):
         if not (folder / "annotations.json").is_file():
             _logger.info("drawing %d pictures in %s", counts[part], folder)
-            generate_shapes(folder, images=counts[part], seed=seed)
+            generate_shapes(folder, images=counts[part], seed=seed, max_objects=_MAX_OBJECTS)
     if train(config, resume=True).status == "interrupted":
         return 3
     table = _evaluate(config)
