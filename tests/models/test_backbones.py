@@ -330,9 +330,9 @@ class TestTimmWeights:
             TimmBackbone("resnet18").load_classifier(state)
         for part in (
             "timm's resnet18",
-            "no key body.layer1.0.bn1.bias",
-            "unknown key body.extra.weight",
-            "body.conv1.weight is [64, 1, 7, 7] there and [64, 3, 7, 7] here",
+            "no key layer1.0.bn1.bias",
+            "unknown key extra.weight",
+            "conv1.weight is [64, 1, 7, 7] there and [64, 3, 7, 7] here",
         ):
             assert part in str(error.value)
 
