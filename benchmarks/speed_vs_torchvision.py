@@ -20,16 +20,19 @@ from benchmarks.torchvision_peer import TorchvisionMaskRCNN
 from instseg.config.build import build_device, build_model
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
+from instseg.models.torchvision_weights import convert_torchvision_state_dict
 from instseg.ops import rle
 from instseg.structures import Instances, SparseMasks
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pennfudan" / "mask_rcnn_lite0_fpn.yaml"
 SIZE = (256, 320)
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     args = parser.parse_args()
     config = load_config(CONFIG, Config, ["model.backbone.weights=null"])
     device = build_device(config)
@@ -38,24 +41,27 @@ def main() -> None:
         "instseg": build_model(config.model, num_classes=1).to(device),
         "torchvision": TorchvisionMaskRCNN(config.model, num_classes=1).to(device),
     }
-    # The same features on both sides: only then do both see the same proposals.
-    models["torchvision"].model.backbone.body.load_state_dict(
-        models["instseg"].backbone.state_dict()
+    # The same weights on both sides: other proposals would mean other numbers of RoIs to work on.
+    models["instseg"].load_state_dict(
+        convert_torchvision_state_dict(models["torchvision"].model.state_dict())
     )
     rows = []
-    for precision in (None, torch.bfloat16):
+    for name, precision in ((n, DTYPES[n]) for n in args.precisions):
         for task, batch in (("train", 4), ("infer", 1), ("infer", 4)):
             images, targets = make_batch(batch)
             sides = {
-                name: step(model, images, targets, precision, device, train=task == "train")
-                for name, model in models.items()
+                side: step(model, images, targets, precision, device, train=task == "train")
+                for side, model in models.items()
             }
             seconds = alternate(sides, rounds=args.rounds)
-            name = "bf16" if precision else "fp32"
             row = {"task": task, "batch": batch, "precision": name}
             rows.append(row | summary(seconds, "instseg", "torchvision"))
             print(rows[-1], flush=True)
-    command = f"python -m benchmarks.{Path(__file__).stem} --rounds {args.rounds}"
+    precisions = " ".join(args.precisions)
+    command = (
+        f"python -m benchmarks.{Path(__file__).stem} --rounds {args.rounds} "
+        f"--precisions {precisions}"
+    )
     print(write("speed_vs_torchvision", {"command": command, "rows": rows}))
 
 
