@@ -17,6 +17,10 @@ from .tiny import write_config
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
+    """Sums differ in their last bits with the number of threads, and runs are compared bit by bit.
+
+    `shapes` and `trained` are of the same scope: wider ones would be made before this.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +38,7 @@ def _plain_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight training and six validation images of 64 x 64; only to be read."""
     root = tmp_path_factory.mktemp("shapes")
@@ -49,7 +53,7 @@ def config(tmp_path: Path, shapes: Path) -> Path:
     return write_config(tmp_path, shapes)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """The folder of a finished run of the tiny configuration, beside its file; only to be read."""
     folder = tmp_path_factory.mktemp("trained")

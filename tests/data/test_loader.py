@@ -247,7 +247,8 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_reaches_the_trainer_alone_and_leaving_does_not_hang(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_group_are_the_trainers_and_leaving_does_not_hang(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         cwd=Path(__file__).parents[2],
@@ -259,7 +260,7 @@ def test_ctrl_c_reaches_the_trainer_alone_and_leaving_does_not_hang(tmp_path):
     )
     try:
         assert process.stdout.readline() == "ready\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+        os.killpg(process.pid, number)  # as a terminal or a batch system does: to every process
         output, errors = process.communicate("\n", timeout=60)
     finally:
         process.kill()
