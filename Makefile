@@ -6,11 +6,13 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench format clean
 
-$(STAMP): pyproject.toml setup.py
+# The kernels are compiled against the torch that is installed: no isolated build, with a second one.
+$(STAMP): pyproject.toml setup.py instseg/ops/build.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "instseg needs Python >= 3.11; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'torch>=2.11' 'torchvision>=0.26'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)

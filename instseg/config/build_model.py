@@ -37,8 +37,8 @@ from instseg.models.heads import (
 from instseg.models.layers import Norm
 from instseg.models.matcher import Matcher, Sampler
 from instseg.models.necks import FPN
-from instseg.models.pooler import MultiscaleRoIAlign
 from instseg.models.preprocess import Preprocess
+from instseg.ops import MultiscaleRoIAlign
 
 _logger = logging.getLogger(__name__)
 

@@ -1,14 +1,12 @@
-"""Predicted RoI masks to pixels of the image: pasted, thresholded, run-length encoded."""
+"""Predicted RoI masks to pixels of the image: pasted, or thresholded and run-length encoded."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from instseg.ops import rle
+from instseg.ops import backend, check
+from instseg.ops._torch import paste
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE
 
@@ -20,20 +18,29 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: Size, *, aligned: bool
     cells of a regular grid over the box; outside the mask is 0). Without, torchvision's older rule:
     the mask is padded by one pixel and resized to a box of whole pixels.
 
+    Values are computed in float32 (float64 for float64 masks), on all devices with the same
+    rounding. They carry no gradient.
+
     Args:
-        probs: ``float [N, M, M]``.
-        boxes: ``float [N, 4]``.
+        probs: ``[N, M, M]`` of a floating dtype.
+        boxes: ``[N, 4]`` x1 y1 x2 y2 of a floating dtype; one with no length is empty, or with
+            torchvision's rule a pixel wide.
         image_size: (height, width).
         aligned: which of the two rules.
 
     Returns:
-        ``float [N, height, width]``. This is N images: use `masks_to_rle` where that is too much.
+        ``[N, height, width]`` in the dtype of ``probs``. This is N images: use `masks_to_rle` where
+        that is too much.
+
+    Raises:
+        ValueError: a wrong shape or size, tensors on two devices, or boxes that are not finite.
+        TypeError: a wrong dtype.
     """
-    canvas = probs.new_zeros((len(probs), *image_size))
-    for page, mask, box in zip(canvas, probs, boxes.tolist(), strict=True):
-        patch, top, left = _paste_patch(mask, box, image_size, aligned)
-        page[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
-    return canvas
+    height, width = _check(probs, boxes, image_size)
+    pasted: Tensor = torch.ops.instseg.paste_masks(
+        probs.detach(), boxes.detach(), height, width, aligned
+    )
+    return pasted
 
 
 def masks_to_rle(
@@ -44,60 +51,55 @@ def masks_to_rle(
     threshold: float = 0.5,
     aligned: bool = True,
 ) -> list[RLE]:
-    """Paste, keep probabilities above ``threshold`` and encode, one mask at a time.
+    """Paste, keep probabilities above ``threshold`` and encode, without an image-size array.
+
+    The codes are, byte for byte, what pycocotools makes of the float32 `paste_masks` above
+    ``threshold``. They are made on the CPU, from at most the pixels of each box.
 
     Args:
-        probs: ``float [N, M, M]``.
-        boxes: ``float [N, 4]``.
-        image_size: (height, width).
+        probs: ``[N, M, M]`` of a floating dtype, float64 being rounded to float32.
+        boxes: ``[N, 4]`` likewise.
+        image_size: (height, width), less than 2^32 pixels.
         threshold: in [0, 1].
         aligned: see `paste_masks`.
 
     Returns:
         N codes at ``image_size``.
+
+    Raises:
+        ValueError: as in `paste_masks`, a threshold outside [0, 1], or an image too large for
+            COCO's code.
+        TypeError: a wrong dtype.
     """
-    probs, boxes = probs.detach().float().cpu(), boxes.detach().float().cpu()
-    codes = []
-    for mask, box in zip(probs, boxes.tolist(), strict=True):
-        patch, top, left = _paste_patch(mask, box, image_size, aligned)
-        canvas = torch.zeros(image_size, dtype=torch.uint8)
-        canvas[top : top + patch.shape[0], left : left + patch.shape[1]] = patch > threshold
-        codes.append(rle.encode(canvas.numpy()))
-    return codes
+    height, width = _check(probs, boxes, image_size)
+    if height * width >= 1 << 32:
+        raise ValueError(f"image_size must be less than 2^32 pixels, got {(height, width)}")
+    check.fraction("threshold", threshold)
+    run = backend.kernel("masks_to_rle", torch.device("cpu"))  # codes are strings: no work for GPUs
+    probs, boxes = (v.detach().to("cpu", torch.float32).contiguous() for v in (probs, boxes))
+    check.finite("boxes", boxes)
+    counts: list[bytes] = run(probs, boxes, (height, width), float(threshold), aligned)
+    return [{"size": [height, width], "counts": c} for c in counts]
 
 
-def _paste_patch(
-    mask: Tensor, box: list[float], image_size: Size, aligned: bool
-) -> tuple[Tensor, int, int]:
-    """The part of the image that the mask reaches, as (values, top, left)."""
-    return (_aligned_patch if aligned else _whole_pixel_patch)(mask, box, image_size)
+def _check(probs: Tensor, boxes: Tensor, image_size: Size) -> Size:
+    if probs.ndim != 3 or probs.shape[1] != probs.shape[2] or probs.shape[1] == 0:
+        raise ValueError(f"probs must be [N, M, M] with M at least 1, got {list(probs.shape)}")
+    check.floating("probs", probs)
+    check.boxes("boxes", boxes)
+    if boxes.shape[0] != probs.shape[0]:
+        raise ValueError(f"boxes must be [{probs.shape[0]}, 4], got {list(boxes.shape)}")
+    check.same_device("boxes", boxes, "probs", probs)
+    return check.output_size("image_size", image_size)
 
 
-def _aligned_patch(mask: Tensor, box: list[float], image_size: Size) -> tuple[Tensor, int, int]:
-    x1, y1, x2, y2 = box
-    left, right = max(math.floor(x1), 0), min(math.ceil(x2), image_size[1])
-    top, bottom = max(math.floor(y1), 0), min(math.ceil(y2), image_size[0])
-    if right <= left or bottom <= top or x2 <= x1 or y2 <= y1:
-        return mask.new_zeros((0, 0)), 0, 0
-    xs = torch.arange(left, right, device=mask.device, dtype=mask.dtype) + 0.5
-    ys = torch.arange(top, bottom, device=mask.device, dtype=mask.dtype) + 0.5
-    grid_x = ((xs - x1) / (x2 - x1) * 2 - 1)[None, :].expand(len(ys), -1)
-    grid_y = ((ys - y1) / (y2 - y1) * 2 - 1)[:, None].expand(-1, len(xs))
-    grid = torch.stack((grid_x, grid_y), dim=-1)[None]
-    return F.grid_sample(mask[None, None], grid, align_corners=False)[0, 0], top, left
+@torch.library.custom_op("instseg::paste_masks", mutates_args=())
+def _paste_masks(probs: Tensor, boxes: Tensor, height: int, width: int, aligned: bool) -> Tensor:
+    boxes = boxes.cpu()
+    check.finite("boxes", boxes)
+    return paste.paste_masks(probs, boxes, (height, width), aligned)
 
 
-def _whole_pixel_patch(mask: Tensor, box: list[float], image_size: Size) -> tuple[Tensor, int, int]:
-    padded = F.pad(mask, (1, 1, 1, 1))
-    scale = padded.shape[-1] / mask.shape[-1]
-    # float32 throughout, as torchvision computes it: the rounding decides which pixels are reached.
-    x1, y1, x2, y2 = mask.new_tensor(box).unbind()
-    half_w, half_h = (x2 - x1) * 0.5 * scale, (y2 - y1) * 0.5 * scale
-    center_x, center_y = (x2 + x1) * 0.5, (y2 + y1) * 0.5
-    left, right = int(center_x - half_w), int(center_x + half_w)
-    top, bottom = int(center_y - half_h), int(center_y + half_h)
-    size = (max(bottom - top + 1, 1), max(right - left + 1, 1))
-    patch = F.interpolate(padded[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    skip_x, skip_y = max(-left, 0), max(-top, 0)
-    patch = patch[skip_y : image_size[0] - top, skip_x : image_size[1] - left]
-    return patch, top + skip_y, left + skip_x
+@_paste_masks.register_fake
+def _paste_masks_fake(probs, boxes, height, width, aligned):  # type: ignore[no-untyped-def]
+    return probs.new_empty((probs.shape[0], height, width))

@@ -6,8 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.path import Path
 
+from instseg import ops
 from instseg.ops import instance_rles, mask_targets, rle
 from instseg.structures import AxisTransform, BitMasks, Instances, RoIMasks, SparseMasks
 
@@ -112,6 +115,93 @@ def test_bitmap_and_rle_targets_agree():
     assert torch.allclose(got, wanted, atol=1e-6)
 
 
+def pixel_masks(draw):
+    """Noise, ellipses, and all or nothing, some dozen pixels wide."""
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    kind = draw(st.sampled_from(["noise", "ellipse", "full", "empty"]))
+    if kind == "noise":
+        return random.integers(0, 2, (height, width)).astype(np.uint8)
+    canvas = np.full((height, width), kind == "full", dtype=np.uint8)
+    if kind == "ellipse":
+        middle, axes = random.integers(0, 40, 2), random.integers(1, 20, 2)
+        cv2.ellipse(canvas, middle.tolist(), axes.tolist(), 30, 0, 360, 1, -1)
+    return canvas
+
+
+SIDES = st.one_of(st.floats(0, 60, width=32), st.sampled_from([0.0, 1e-3, 14.0, 28.0, 200.0]))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@settings(max_examples=100, deadline=None)
+@given(
+    mask=st.composite(pixel_masks)(),
+    corners=st.lists(
+        st.tuples(*[st.floats(-30, 50, width=32)] * 2, SIDES, SIDES), min_size=1, max_size=4
+    ),
+    size=st.sampled_from([1, 7, 14]),
+)
+def test_rle_targets_are_roi_align_of_the_pixels(aligned, mask, corners, size):
+    boxes = torch.tensor(corners)
+    boxes[:, 2:] += boxes[:, :2]
+    image_size = mask.shape
+    sparse = SparseMasks([rle.encode(mask)], image_size, image_size)
+    got = mask_targets(
+        sparse, torch.zeros(len(boxes), dtype=torch.int64), boxes, size, aligned=aligned
+    )
+    pixels = torch.from_numpy(mask)[None, None].float()
+    wanted = ops.roi_align(pixels, [boxes], size, aligned=aligned)[:, 0]
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_targets_do_not_depend_on_the_chunks(monkeypatch):
+    random = np.random.default_rng(0).integers(0, 2, SIZE).astype(np.uint8)
+    sparse = SparseMasks([rle.encode(random)], SIZE, SIZE)
+    index = torch.zeros(3, dtype=torch.int64)
+    whole = mask_targets(sparse, index, BOXES, 7)
+    monkeypatch.setattr(ops.masks, "_CHUNK", 50)
+    assert torch.allclose(mask_targets(sparse, index, BOXES, 7), whole, atol=1e-6)
+
+
+def test_targets_in_a_huge_image():
+    # Its pixels would take 4 GB. The right half of the box is foreground.
+    size = (65535, 65535)
+    code = rle.from_uncompressed([60000 * 65535, 5535 * 65535], size)
+    sparse = SparseMasks([code], size, size)
+    box = torch.tensor([[59986.0, 100.0, 60014.0, 128.0]])
+    got = mask_targets(sparse, torch.zeros(1, dtype=torch.int64), box, 28)
+    wanted = (torch.arange(28) >= 14).float().expand(1, 28, 28)
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [b"", b"1", rle.encode(np.zeros((9, 9)))["counts"], b"0N0"])
+def test_broken_runs_are_refused(counts):
+    sparse = SparseMasks([{"size": [4, 5], "counts": counts}], (4, 5), (4, 5))
+    with pytest.raises(ValueError, match=r"RLE counts"):
+        mask_targets(sparse, torch.zeros(1, dtype=torch.int64), BOXES[:1], 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"boxes": BOXES[0]}, ValueError, r"boxes must be \[N, 4\], got \[4\]"),
+        ({"boxes": BOXES.int()}, TypeError, "boxes must be a floating tensor, got torch.int32"),
+        ({"boxes": BOXES / 0}, ValueError, "boxes must be finite, row 0"),
+        ({"indices": torch.zeros(2).long()}, ValueError, r"indices must be \[3\], got \[2\]"),
+        ({"indices": torch.zeros(3)}, TypeError, "indices must be int64, got torch.float32"),
+        ({"indices": torch.tensor([0, 3, 1])}, ValueError, r"0\.\.2, got \[0, 3, 1\]"),
+        ({"indices": torch.tensor([0, -1, 1])}, ValueError, r"0\.\.2, got \[0, -1, 1\]"),
+        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(change, error, message):
+    arguments = {"indices": torch.arange(3), "boxes": BOXES, "size": 7} | change
+    bits = BitMasks(torch.zeros(3, *SIZE, dtype=torch.bool))
+    for truth in (masks(), bits):
+        with pytest.raises(error, match=message):
+            mask_targets(truth, **arguments)
+
+
 def test_targets_come_in_the_order_of_the_boxes():
     order = torch.tensor([2, 0, 1])
     got = mask_targets(masks(), order, BOXES, 7)
@@ -128,6 +218,8 @@ def test_empty_and_outside():
     outside = torch.tensor([[70.0, 50, 90, 80]])
     assert mask_targets(masks(), torch.tensor([2]), outside, 7).sum() == 0
     assert mask_targets(masks(), torch.tensor([0]), outside, 7).sum() == 0
+    endless = torch.tensor([[-3e38, -3e38, 3e38, 3e38]])
+    assert mask_targets(masks(), torch.tensor([2]), endless, 7).sum() == 0
 
 
 def test_predictions_are_no_targets():

@@ -26,8 +26,8 @@ from instseg.models.heads import (
 )
 from instseg.models.layers import Norm
 from instseg.models.necks import FPN
-from instseg.models.pooler import MultiscaleRoIAlign
 from instseg.models.preprocess import Preprocess
+from instseg.ops import MultiscaleRoIAlign
 
 _ANCHOR_SIZES = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)

@@ -12,8 +12,7 @@ from instseg.losses import box_losses
 from instseg.models.box_coder import BoxCoder
 from instseg.models.heads import BoxPredictor
 from instseg.models.matcher import Matcher, Sampler
-from instseg.models.pooler import MultiscaleRoIAlign
-from instseg.ops import batched_nms, clip_boxes, large_boxes
+from instseg.ops import MultiscaleRoIAlign, batched_nms, clip_boxes, large_boxes
 from instseg.structures import Instances
 from instseg.structures.geometry import Size
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from instseg.losses import mask_loss
 from instseg.models.detection.roi_boxes import SampledRoIs
 from instseg.models.heads import MaskPredictor
-from instseg.models.pooler import MultiscaleRoIAlign
-from instseg.ops import mask_targets
+from instseg.ops import MultiscaleRoIAlign, mask_targets
 from instseg.structures import Instances, RoIMasks
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from instseg.models.pooler import MultiscaleRoIAlign
+from instseg.ops import MultiscaleRoIAlign, assign_levels
 from tests.contracts import reference
 
 IMAGE = (512, 640)
@@ -49,34 +49,33 @@ def random_boxes(n: int, seed: int) -> Tensor:
 def test_levels_of_squares(side, level):
     """224 px belongs to stride 16 (FPN, eq. 1); powers of two fall on the coarser level."""
     boxes = torch.tensor([box(side, x=0.0, y=0.0)])
-    assert MultiscaleRoIAlign(STRIDES, 7).assign_levels(boxes).tolist() == [level]
+    assert assign_levels(boxes, STRIDES).tolist() == [level]
 
 
 def test_the_area_decides_not_the_shape():
     boxes = torch.tensor([box(112, 448), box(448, 112), box(896, 14), box(112, 447)])
-    assert MultiscaleRoIAlign(STRIDES, 7).assign_levels(boxes).tolist() == [2, 2, 1, 1]
+    assert assign_levels(boxes, STRIDES).tolist() == [2, 2, 1, 1]
 
 
 def test_a_box_without_area_is_pooled_from_the_finest_level():
     boxes = torch.tensor([box(0, 0), box(0, 500)])
-    assert MultiscaleRoIAlign(STRIDES, 7).assign_levels(boxes).tolist() == [0, 0]
+    assert assign_levels(boxes, STRIDES).tolist() == [0, 0]
 
 
 def test_levels_count_from_the_first_stride_given():
     boxes = torch.tensor([box(s) for s in (56, 112, 224, 448)])
-    assert MultiscaleRoIAlign((8, 16), 7).assign_levels(boxes).tolist() == [0, 0, 1, 1]
-    assert MultiscaleRoIAlign((16,), 7).assign_levels(boxes).tolist() == [0, 0, 0, 0]
+    assert assign_levels(boxes, (8, 16)).tolist() == [0, 0, 1, 1]
+    assert assign_levels(boxes, (16,)).tolist() == [0, 0, 0, 0]
 
 
 def test_canonical_size():
     boxes = torch.tensor([box(s) for s in (31, 32, 64, 128)])
-    pooler = MultiscaleRoIAlign(STRIDES, 7, canonical_size=64)
-    assert pooler.assign_levels(boxes).tolist() == [0, 1, 2, 3]
+    assert assign_levels(boxes, STRIDES, canonical_size=64).tolist() == [0, 1, 2, 3]
 
 
 def test_levels_equal_torchvision():
     boxes = random_boxes(500, 1)
-    ours = MultiscaleRoIAlign(STRIDES, 7).assign_levels(boxes)
+    ours = assign_levels(boxes, STRIDES)
     assert torch.equal(ours, LevelMapper(2, 5)([boxes]))
     assert ours.unique().tolist() == [0, 1, 2, 3]
 
