@@ -1,8 +1,9 @@
-"""Everything that needs a GPU, in one command: the `gpu` tests, the speed table, three seeds.
+"""Everything that needs a GPU, in one command: `gpu` tests, tables of ops and speed, three seeds.
 
     python -m benchmarks.gpu
 
-Writes speed_vs_torchvision.json and accuracy_vs_torchvision.json in results/; both name the GPU.
+Writes ops_gpu.json, speed_vs_torchvision.json and accuracy_vs_torchvision.json in results/, which
+name the GPU.
 Stops at the first part that fails.
 """
 
@@ -15,6 +16,7 @@ import torch
 
 PARTS = (
     ("-m", "pytest", "-q", "-m", "gpu"),
+    ("-m", "benchmarks.ops", "--rounds", "50"),
     ("-m", "benchmarks.speed_vs_torchvision", "--rounds", "50"),
     ("-m", "benchmarks.accuracy_vs_torchvision", "--seeds", "0", "1", "2"),
 )

@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    # Triton's kernels run on the CPU then, if it hears of it before torchvision imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A busy machine is no failure.
 settings.register_profile("instseg", deadline=None)
 settings.load_profile("instseg")

@@ -1,4 +1,4 @@
-"""What boxes and pasted masks must do, with every backend; each larger op has a file beside this."""
+"""What boxes and pasted masks must do with every backend; larger ops have files of their own."""
 
 from __future__ import annotations
 

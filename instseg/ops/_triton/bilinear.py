@@ -164,10 +164,12 @@ def visited(begin, spacing, count, size):
     """How many samples of each bin are visited, and the number of the first one.
 
     ``begin`` is where bins begin, one or several; those that begin with a skip can pass their last
-    sample. Adaptive samples are more than half a pixel apart, so that the bound holds every sample
-    of a bin that touches a map of ``size`` pixels.
+    sample. There are as many as fit on a map of ``size`` pixels and one pixel around, and some to
+    spare for rounding.
     """
-    samples = tl.minimum(count, 2.0 * (size + 4))
+    samples = count
+    if spacing > 0:
+        samples = tl.minimum(count, tl.floor((size + 2) / spacing) + 4)
     first = tl.zeros_like(begin)
     if (count > samples) & (spacing > 0):
         before = tl.floor(divide(-1 - begin, tl.zeros_like(begin) + spacing) - 0.5) - 1
@@ -177,7 +179,7 @@ def visited(begin, spacing, count, size):
 
 @triton.jit
 def tap(begin, number, spacing, count, size):
-    """Whether the samples of a number count, their lower and upper pixel, the upper one's weight."""
+    """Whether samples count, their lower and upper pixel, and the weight of the upper one."""
     position = begin + (number + 0.5) * spacing
     inside = (number < count) & (position >= -1) & (position <= size)
     position = tl.where(inside, position, 0.0)
