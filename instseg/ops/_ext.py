@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops import _torch
+from instseg.ops._torch.focal_loss import sigmoid_focal_loss as torch_focal_loss
+from instseg.ops._torch.focal_loss import sigmoid_focal_loss_backward as torch_focal_loss_backward
+from instseg.ops._torch.nms import nms as torch_nms
 from instseg.ops.build import CPU_LIBRARY, CUDA_LIBRARY, PACKAGE
 
 _HOW = "build it with `python -m instseg.ops.build`"
@@ -88,7 +90,7 @@ def nms(
     """See `instseg.ops._torch.nms`."""
     if boxes.dtype == torch.float64 or scores.dtype == torch.float64:
         # The kernel sorts and compares in float32, which would merge what differs in float64.
-        return _torch.nms(boxes, scores, groups, iou_threshold)
+        return torch_nms(boxes, scores, groups, iou_threshold)
     order, keep = torch.ops.instseg.ext_nms(
         boxes.float().contiguous(),
         scores.float().contiguous(),
@@ -112,7 +114,7 @@ def masks_to_rle(
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """See `instseg.ops._torch.focal_loss`."""
     if logits.dtype == torch.float64:
-        return _torch.sigmoid_focal_loss(logits, targets, alpha, gamma)
+        return torch_focal_loss(logits, targets, alpha, gamma)
     x, t = _side_by_side(logits, targets)
     return _like(logits, torch.ops.instseg.ext_sigmoid_focal_loss(x, t, alpha, gamma))
 
@@ -122,7 +124,7 @@ def sigmoid_focal_loss_backward(
 ) -> Tensor:
     """See `instseg.ops._torch.focal_loss`."""
     if logits.dtype == torch.float64:
-        return _torch.sigmoid_focal_loss_backward(grad, logits, targets, alpha, gamma)
+        return torch_focal_loss_backward(grad, logits, targets, alpha, gamma)
     if grad.numel() > 0 and not any(grad.stride()):  # one number expanded, as sums give it
         x, t = _side_by_side(logits, targets)
         g = grad.as_strided((1,), (1,)).float()
