@@ -18,7 +18,8 @@ def write_file_atomic(path: Path, data: bytes, keep_old_as: Path | None = None) 
         keep_old_as: in the same folder; what stood at ``path`` gets this name instead of vanishing.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; ``path`` is untouched.
+        OSError: the disk is full or the folder is not writable; it names ``path``, which is
+            untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -29,8 +30,10 @@ def write_file_atomic(path: Path, data: bytes, keep_old_as: Path | None = None) 
         if keep_old_as is not None and path.exists():
             os.replace(path, keep_old_as)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk the system's own text names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _fsync_folder(path.parent)
 

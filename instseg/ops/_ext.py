@@ -14,6 +14,7 @@ from instseg.ops._torch.focal_loss import sigmoid_focal_loss as torch_focal_loss
 from instseg.ops._torch.focal_loss import sigmoid_focal_loss_backward as torch_focal_loss_backward
 from instseg.ops._torch.nms import nms as torch_nms
 from instseg.ops.build import CPU_LIBRARY, CUDA_LIBRARY, PACKAGE
+from instseg.ops.layout import is_channels_last, memory_format
 
 _HOW = "build it with `python -m instseg.ops.build`"
 # Loading is what registers the ops. It fails loudly: a library that is there must work.
@@ -42,8 +43,8 @@ def roi_align(
     aligned: bool,
 ) -> Tensor:
     """See `instseg.ops._torch.roi_align`."""
-    last = _is_channels_last(features[0])
-    layout = torch.channels_last if last else torch.contiguous_format
+    last = is_channels_last(features[0])
+    layout = memory_format(last)
     pooled: Tensor = torch.ops.instseg.ext_roi_align(
         [f.contiguous(memory_format=layout) for f in features],
         rois.contiguous(),
@@ -137,7 +138,7 @@ def sigmoid_focal_loss_backward(
 def _side_by_side(*tensors: Tensor) -> list[Tensor]:
     """In float32, with element i of all at the same place in memory."""
     floats = [t.float() for t in tensors]
-    layout = torch.channels_last if _is_channels_last(tensors[0]) else torch.contiguous_format
+    layout = memory_format(is_channels_last(tensors[0]))
     return [f.contiguous(memory_format=layout) for f in floats]
 
 
@@ -147,13 +148,6 @@ def _like(logits: Tensor, values: Tensor) -> Tensor:
     if values.dtype == result.dtype and values.stride() == result.stride():
         return values
     return result.copy_(values)
-
-
-def _is_channels_last(features: Tensor) -> bool:
-    if features.ndim != 4:
-        return False
-    last = features.is_contiguous(memory_format=torch.channels_last)
-    return last and not features.is_contiguous()
 
 
 KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(

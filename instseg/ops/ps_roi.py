@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from instseg.ops import backend, check
-from instseg.ops.roi_align import memory_format
+from instseg.ops.layout import is_channels_last, memory_format
 
 
 def ps_roi_align(
@@ -159,7 +159,7 @@ def _ps_roi_align(
     check.roi_values(rois, input.shape[0])
     run = backend.kernel("ps_roi_align", rois.device)
     pooled: Tensor = run(input, rois, spatial_scale, (height, width), sampling_ratio)
-    return pooled.contiguous(memory_format=memory_format(input))
+    return pooled.contiguous(memory_format=memory_format(is_channels_last(input)))
 
 
 @torch.library.custom_op("instseg::ps_roi_align_backward", mutates_args=())
@@ -175,7 +175,7 @@ def _ps_roi_align_backward(
 ) -> Tensor:
     run = backend.kernel("ps_roi_align_backward", rois.device)
     slope: Tensor = run(grad, rois, spatial_scale, sampling_ratio, batch, (height, width))
-    return slope.contiguous(memory_format=_layout(channels_last))
+    return slope.contiguous(memory_format=memory_format(channels_last))
 
 
 @torch.library.custom_op("instseg::ps_roi_pool", mutates_args=())
@@ -185,7 +185,7 @@ def _ps_roi_pool(
     check.roi_values(rois, input.shape[0])
     run = backend.kernel("ps_roi_pool", rois.device)
     pooled: Tensor = run(input, rois, spatial_scale, (height, width))
-    return pooled.contiguous(memory_format=memory_format(input))
+    return pooled.contiguous(memory_format=memory_format(is_channels_last(input)))
 
 
 @torch.library.custom_op("instseg::ps_roi_pool_backward", mutates_args=())
@@ -200,7 +200,7 @@ def _ps_roi_pool_backward(
 ) -> Tensor:
     run = backend.kernel("ps_roi_pool_backward", rois.device)
     slope: Tensor = run(grad, rois, spatial_scale, batch, (height, width))
-    return slope.contiguous(memory_format=_layout(channels_last))
+    return slope.contiguous(memory_format=memory_format(channels_last))
 
 
 @_ps_roi_align.register_fake
@@ -229,24 +229,20 @@ def _ps_roi_pool_backward_fake(  # type: ignore[no-untyped-def]
 
 def _empty_pooled(input: Tensor, rois: Tensor, height: int, width: int) -> Tensor:
     shape = (rois.shape[0], input.shape[1] // (height * width), height, width)
-    return input.new_empty(shape).to(memory_format=memory_format(input))
+    return input.new_empty(shape).to(memory_format=memory_format(is_channels_last(input)))
 
 
 def _empty_input(grad: Tensor, batch: int, height: int, width: int, channels_last: bool) -> Tensor:
     channels = grad.shape[1] * grad.shape[2] * grad.shape[3]
     slope = grad.new_empty((batch, channels, height, width))
-    return slope.to(memory_format=_layout(channels_last))
-
-
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return slope.to(memory_format=memory_format(channels_last))
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     input, rois, ctx.spatial_scale, _, _, *ctx.sampling_ratio = inputs
     ctx.save_for_backward(rois)
     ctx.batch, _, ctx.height, ctx.width = input.shape
-    ctx.channels_last = memory_format(input) == torch.channels_last
+    ctx.channels_last = is_channels_last(input)
 
 
 def _backward_align(ctx, grad):  # type: ignore[no-untyped-def]

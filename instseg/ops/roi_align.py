@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instseg.ops import backend, check
+from instseg.ops.layout import is_channels_last, memory_format
 
 
 def roi_align(
@@ -240,22 +241,18 @@ def _roi_align_backward(
 @_roi_align.register_fake
 def _roi_align_fake(features, rois, levels, scales, height, width, sampling_ratio, aligned):  # type: ignore[no-untyped-def]
     shape = (rois.shape[0], features[0].shape[1], height, width)
-    return features[0].new_empty(shape).to(memory_format=memory_format(features[0]))
+    return (
+        features[0].new_empty(shape).to(memory_format=memory_format(is_channels_last(features[0])))
+    )
 
 
 @_roi_align_backward.register_fake
 def _roi_align_backward_fake(  # type: ignore[no-untyped-def]
     grad, rois, levels, scales, sampling_ratio, aligned, batch, sizes, channels_last
 ):
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = memory_format(channels_last)
     pairs = zip(sizes[0::2], sizes[1::2], strict=True)
     return [grad.new_empty((batch, grad.shape[1], h, w)).to(memory_format=layout) for h, w in pairs]
-
-
-def memory_format(features: Tensor) -> torch.memory_format:
-    """Channels last if the map is laid out so; contiguous otherwise."""
-    last = features.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not features.is_contiguous() else torch.contiguous_format
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -263,7 +260,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(rois, levels)
     ctx.batch = features[0].shape[0]
     ctx.sizes = [side for f in features for side in f.shape[2:]]
-    ctx.channels_last = memory_format(features[0]) == torch.channels_last
+    ctx.channels_last = is_channels_last(features[0])
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]

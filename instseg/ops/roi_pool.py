@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from instseg.ops import backend, check
-from instseg.ops.roi_align import memory_format
+from instseg.ops.layout import is_channels_last, memory_format
 
 
 def roi_pool(
@@ -73,7 +73,7 @@ def _roi_pool(
     check.roi_values(rois, input.shape[0])
     run = backend.kernel("roi_pool", rois.device)
     pooled, argmax = run(input, rois, spatial_scale, (height, width))
-    layout = memory_format(input)
+    layout = memory_format(is_channels_last(input))
     return pooled.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
 
 
@@ -89,31 +89,27 @@ def _roi_pool_backward(
 ) -> Tensor:
     run = backend.kernel("roi_pool_backward", rois.device)
     slope: Tensor = run(grad, argmax, rois, batch, (height, width))
-    return slope.contiguous(memory_format=_layout(channels_last))
+    return slope.contiguous(memory_format=memory_format(channels_last))
 
 
 @_roi_pool.register_fake
 def _roi_pool_fake(input, rois, spatial_scale, height, width):  # type: ignore[no-untyped-def]
     shape = (rois.shape[0], input.shape[1], height, width)
-    pooled = input.new_empty(shape).to(memory_format=memory_format(input))
+    pooled = input.new_empty(shape).to(memory_format=memory_format(is_channels_last(input)))
     return pooled, torch.empty_like(pooled, dtype=torch.int64)
 
 
 @_roi_pool_backward.register_fake
 def _roi_pool_backward_fake(grad, argmax, rois, batch, height, width, channels_last):  # type: ignore[no-untyped-def]
     slope = grad.new_empty((batch, grad.shape[1], height, width))
-    return slope.to(memory_format=_layout(channels_last))
-
-
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return slope.to(memory_format=memory_format(channels_last))
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     input, rois, _, _, _ = inputs
     ctx.save_for_backward(output[1], rois)
     ctx.batch, _, ctx.height, ctx.width = input.shape
-    ctx.channels_last = memory_format(input) == torch.channels_last
+    ctx.channels_last = is_channels_last(input)
 
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]

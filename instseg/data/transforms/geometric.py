@@ -7,6 +7,7 @@ the one matching call of `Instances.transformed`, so that the two cannot drift a
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -49,16 +50,16 @@ def window(
     return image, target.transformed(AxisTransform.crop(left, top), size)
 
 
-class PairTransform(v2.Transform):
+class PairTransform(v2.Transform, ABC):
     """A v2 transform of an image and its `Instances`.
 
     Subclasses override ``forward``, since that of ``v2.Transform`` hands only tensors and PIL
     images on to ``transform()``.
     """
 
+    @abstractmethod
     def forward(self, image: tv_tensors.Image, target: Instances) -> Pair:
         """Transform the pair; ``target.image_size`` is the image's size before and after."""
-        raise NotImplementedError
 
 
 class Resize(PairTransform):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instseg.ops._torch.bilinear import Axis, taps
+from instseg.ops.layout import is_channels_last, memory_format
 
 # Pairs (pixel, bin) made at a time: about 16 bytes each.
 _PAIRS = 1 << 22
@@ -40,7 +41,7 @@ def roi_align(
             sums = F.embedding_bag(pixels, rows, mode="sum", per_sample_weights=weights)
             pooled[chosen] = sums.view(len(chosen), -1, channels)
     pooled = pooled.view(len(rois), *size, channels).permute(0, 3, 1, 2).to(first.dtype)
-    return pooled.contiguous(memory_format=_format_of(first))
+    return pooled.contiguous(memory_format=memory_format(is_channels_last(first)))
 
 
 def roi_align_backward(
@@ -76,7 +77,7 @@ def roi_align_backward(
                 per_sample_weights=weights.flatten()[order],
             )
         total = total.view(batch, *shape, channels).permute(0, 3, 1, 2).to(grad.dtype)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = memory_format(channels_last)
         grads.append(total.contiguous(memory_format=layout))
     return grads
 
@@ -131,8 +132,3 @@ def _chunks(y: list[float], x: list[float], size: tuple[int, int]) -> Iterator[s
             start, most_y, most_x = k, y[k], x[k]
     if start < len(y):
         yield slice(start, len(y))
-
-
-def _format_of(features: Tensor) -> torch.memory_format:
-    last = features.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not features.is_contiguous() else torch.contiguous_format

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instseg.ops._triton.bilinear import bins_near, locate, tap, visited, weight
+from instseg.ops.layout import is_channels_last, memory_format
 
 # Elements of a program's tile. With channels last a warp reads whole runs of channels; with
 # channels first its lanes take neighbouring bins, whose pixels are near each other.
@@ -39,7 +40,7 @@ def roi_align(
         (count, channels, *size),
         dtype=first.dtype,
         device=first.device,
-        memory_format=_format_of(first),
+        memory_format=memory_format(is_channels_last(first)),
     )
     if pooled.numel() == 0:
         return pooled
@@ -91,7 +92,7 @@ def roi_align_backward(
 ) -> list[Tensor]:
     """Gradients ``[batch, C, *sizes[l]]`` of the features, from that of the pooled maps."""
     count, channels, height, width = grad.shape
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = memory_format(channels_last)
     grads = [
         torch.empty(
             (batch, channels, *s), dtype=grad.dtype, device=grad.device, memory_format=layout
@@ -127,11 +128,6 @@ def roi_align_backward(
             enable_fp_fusion=True,
         )
     return grads
-
-
-def _format_of(features: Tensor) -> torch.memory_format:
-    last = features.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not features.is_contiguous() else torch.contiguous_format
 
 
 def _channels_block(channels: int, most: int, rois: Tensor) -> int:
