@@ -89,15 +89,13 @@ def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
     """See `instseg.ops._torch.nms`."""
-    if boxes.dtype == torch.float64 or scores.dtype == torch.float64:
-        # The kernel sorts and compares in float32, which would merge what differs in float64.
-        return torch_nms(boxes, scores, groups, iou_threshold)
-    order, keep = torch.ops.instseg.ext_nms(
-        boxes.float().contiguous(),
-        scores.float().contiguous(),
-        None if groups is None else groups.contiguous(),
-        iou_threshold,
-    )
+    if boxes.device.type == "cpu":
+        if boxes.dtype == torch.float64 or scores.dtype == torch.float64:
+            # The kernel sorts and compares in float32, which would merge what differs in float64.
+            return torch_nms(boxes, scores, groups, iou_threshold)
+        boxes, scores = boxes.float().contiguous(), scores.float().contiguous()
+        groups = None if groups is None else groups.contiguous()
+    order, keep = torch.ops.instseg.ext_nms(boxes, scores, groups, iou_threshold)
     return order, keep
 
 
@@ -114,9 +112,11 @@ def masks_to_rle(
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """See `instseg.ops._torch.focal_loss`."""
-    if logits.dtype == torch.float64:
-        return torch_focal_loss(logits, targets, alpha, gamma)
-    x, t = _side_by_side(logits, targets)
+    x, t = logits, targets
+    if logits.device.type == "cpu":
+        if logits.dtype == torch.float64:
+            return torch_focal_loss(logits, targets, alpha, gamma)
+        x, t = _side_by_side(logits, targets)
     return _like(logits, torch.ops.instseg.ext_sigmoid_focal_loss(x, t, alpha, gamma))
 
 
@@ -124,13 +124,15 @@ def sigmoid_focal_loss_backward(
     grad: Tensor, logits: Tensor, targets: Tensor, alpha: float, gamma: float
 ) -> Tensor:
     """See `instseg.ops._torch.focal_loss`."""
-    if logits.dtype == torch.float64:
-        return torch_focal_loss_backward(grad, logits, targets, alpha, gamma)
-    if grad.numel() > 0 and not any(grad.stride()):  # one number expanded, as sums give it
-        x, t = _side_by_side(logits, targets)
-        g = grad.as_strided((1,), (1,)).float()
-    else:
-        x, t, g = _side_by_side(logits, targets, grad)
+    g, x, t = grad, logits, targets
+    if logits.device.type == "cpu":
+        if logits.dtype == torch.float64:
+            return torch_focal_loss_backward(grad, logits, targets, alpha, gamma)
+        if grad.numel() > 0 and not any(grad.stride()):  # one number expanded, as sums give it
+            g = grad.as_strided((1,), (1,)).float()
+            x, t = _side_by_side(logits, targets)
+        else:
+            x, t, g = _side_by_side(logits, targets, grad)
     slope = torch.ops.instseg.ext_sigmoid_focal_loss_backward(g, x, t, alpha, gamma)
     return _like(logits, slope)
 
