@@ -78,6 +78,14 @@ def test_more_samples_than_pixels():
     assert np.allclose(got.numpy(), definition(feature, rois, (2, 1), 1.0, 20, True), atol=1e-12)
 
 
+def test_boxes_without_length_alone():
+    feature = torch.ones(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[0, 2.0, 2, 2, 2], [0, 3.0, 3, 1, 1]], dtype=torch.float64)
+    pooled = ops.roi_align(feature, rois, 2)
+    assert torch.equal(pooled, torch.zeros(2, 2, 2, 2, dtype=torch.float64))
+    assert torch.autograd.grad(pooled.sum(), feature)[0].abs().sum() == 0
+
+
 def test_boxes_longer_than_the_largest_number():
     boxes = torch.tensor([[0, -3e38, -3e38, 3e38, 3e38], [1, -3e38, 1, 3e38, 9]])
     for sampling_ratio in (0, 2):

@@ -96,7 +96,7 @@ def _pairs(
 
     Yields:
         the numbers ``[k]`` of the RoIs, and for their bins the pixels, ``int64 [k * bins, P]``
-        numbers of rows of the map, with weights; together all RoIs of the level.
+        numbers of rows of the map, with weights; together all RoIs of the level with samples.
     """
     batch, height, width = shape
     # RoIs that no check stopped (on a GPU) but that have no place: they stay 0.
@@ -119,6 +119,8 @@ def _pairs(
         pixels = rows[:, :, None, :, None] + columns[:, None, :, None, :]
         weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
         count = len(pixels) * size[0] * size[1]
+        if pixels.numel() == 0:  # adaptive samples of boxes without length: there are none
+            continue
         yield chosen[part], pixels.view(count, -1), weights.view(count, -1)
 
 
