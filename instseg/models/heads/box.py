@@ -1,4 +1,7 @@
-"""Bodies of the box head, and its two outputs."""
+"""Bodies of the box head, and its two outputs.
+
+The fully connected layers keep PyTorch's initialisation, as torchvision's do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instseg.models.layers import Norm, conv_block, init_normal
+from instseg.models.layers import Norm, conv_block
 
 
 class FCBoxBody(nn.Module):
@@ -22,8 +25,8 @@ class FCBoxBody(nn.Module):
 
     def __init__(self, in_channels: int, pooled_size: int, channels: int = 1024) -> None:
         super().__init__()
-        self.fc6 = _linear(in_channels * pooled_size**2, channels)
-        self.fc7 = _linear(channels, channels)
+        self.fc6 = nn.Linear(in_channels * pooled_size**2, channels)
+        self.fc7 = nn.Linear(channels, channels)
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class ConvFCBoxBody(nn.Module):
         super().__init__()
         widths = [in_channels, *conv_channels]
         self.convs = nn.Sequential(*(conv_block(a, b, 3, norm=norm) for a, b in pairwise(widths)))
-        self.fc = _linear(widths[-1] * pooled_size**2, channels)
+        self.fc = nn.Linear(widths[-1] * pooled_size**2, channels)
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,16 +77,7 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_classes + 1)
         self.bbox_pred = nn.Linear(in_channels, (num_classes + 1) * 4)
-        init_normal(self.cls_score, 0.01)
-        init_normal(self.bbox_pred, 0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[R, in_channels]`` to logits ``[R, C + 1]`` and offsets ``[R, C + 1, 4]``."""
         return self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4))
-
-
-def _linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    nn.init.kaiming_uniform_(layer.weight, a=1)
-    nn.init.zeros_(layer.bias)
-    return layer
