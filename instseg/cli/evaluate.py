@@ -16,9 +16,10 @@ from instseg.config.loader import load_config
 from instseg.config.schema import Config
 from instseg.config.trained import inference_config, load_trained
 from instseg.engine.evaluate import evaluate
-from instseg.evaluation.coco import CocoScores, evaluate_files
+from instseg.evaluation.coco import BACKENDS, evaluate_files
 from instseg.evaluation.report import category_table, summary_lines, write_scores
 from instseg.evaluation.results import write_results
+from instseg.evaluation.scores import CocoScores
 
 _EPILOG = """\
 examples:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--iou-type", nargs="+", choices=["bbox", "segm"], help="default: all there is"
     )
     parser.add_argument(
-        "--backend", choices=["hotcoco", "pycocotools"], help="default: the config's, or hotcoco"
+        "--backend", choices=BACKENDS, help="default: the config's, or hotcoco"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
     args = parser.parse_intermixed_args(argv)

@@ -112,7 +112,7 @@ class EvaluationConfig(Section):
 
     iou_types: Annotated[list[Literal["bbox", "segm"]], Field(min_length=1)] | None = None
     """null for all that the model predicts."""
-    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    backend: Literal["instseg", "hotcoco", "pycocotools"] = "instseg"
 
 
 class InferenceConfig(Section):

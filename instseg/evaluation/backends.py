@@ -1,62 +1,37 @@
-"""The scorers behind COCO AP: hotcoco for speed, pycocotools as the reference.
+"""The scorers behind COCO's tables: hotcoco for files, pycocotools as the reference.
 
-Both get the same slim copies of ground truth and detections and return the same tables.
+Both get the same slim copies of ground truth and detections and return the same tables. The third,
+`instseg.evaluation.accumulate`, works on matches made while predictions stream in.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import hotcoco
 import numpy as np
-import numpy.typing as npt
 import pycocotools.coco
 import pycocotools.cocoeval
 
+from instseg.evaluation.accumulate import PrecisionRecall
+from instseg.evaluation.params import CocoParams
 from instseg.ops import rle
 
-MAX_DETECTIONS = (1, 10, 100)
-"""COCO's limits on detections for each image and category."""
-
-IOU_THRESHOLDS = tuple(float(t) for t in np.linspace(0.5, 0.95, 10))
-"""COCO's ten thresholds."""
-
-AREAS = ("all", "small", "medium", "large")
-"""COCO's ranges of object area: up to 32^2, up to 96^2 and above, in pixels."""
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """COCO's accumulated tables; -1 where there is no ground truth.
-
-    Args:
-        precision: ``float64 [T, R, K, A, M]`` at T = 10 `IOU_THRESHOLDS`, R = 101 recalls, K
-            categories in order of id, A = 4 `AREAS`, M limits on detections.
-        recall: ``float64 [T, K, A, M]``, the highest recall reached.
-    """
-
-    precision: npt.NDArray[np.float64]
-    recall: npt.NDArray[np.float64]
-
-
-Backend = Callable[[dict[str, Any], list[dict[str, Any]], str, Sequence[int]], PrecisionRecall]
-"""(prepared ground truth, checked results, IoU type, limits on detections) -> tables."""
+Backend = Callable[[dict[str, Any], list[dict[str, Any]], str, CocoParams], PrecisionRecall]
+"""(prepared ground truth, checked results, "bbox" or "segm", parameters) -> tables."""
 
 
 def score_hotcoco(
     ground_truth: dict[str, Any],
     results: list[dict[str, Any]],
     iou_type: str,
-    max_detections: Sequence[int] = MAX_DETECTIONS,
+    params: CocoParams,
 ) -> PrecisionRecall:
     """Score with hotcoco, the COCO protocol in Rust."""
-    truth, detections = _datasets(ground_truth, results, iou_type)
-    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(detections), iou_type)
-    evaluation.params.max_dets = list(max_detections)
+    evaluation = hotcoco_evaluation(ground_truth, results, iou_type, params)
     evaluation.evaluate()
     evaluation.accumulate()
     tables = evaluation.eval
@@ -64,31 +39,49 @@ def score_hotcoco(
     return PrecisionRecall(tables["precision"], tables["recall"])
 
 
+def hotcoco_evaluation(
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    iou_type: str,
+    params: CocoParams,
+) -> hotcoco.COCOeval:
+    """hotcoco's evaluation of the data, not yet run."""
+    truth, detections = datasets(ground_truth, results, iou_type)
+    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(detections), iou_type)
+    evaluation.params.iou_thrs = list(params.iou_thresholds)
+    evaluation.params.max_dets = list(params.max_detections)
+    evaluation.params.area_rng = [list(r) for r in params.areas.values()]
+    evaluation.params.area_rng_lbl = list(params.areas)
+    evaluation.params.use_cats = not params.class_agnostic
+    return evaluation
+
+
 def score_pycocotools(
     ground_truth: dict[str, Any],
     results: list[dict[str, Any]],
     iou_type: str,
-    max_detections: Sequence[int] = MAX_DETECTIONS,
+    params: CocoParams,
 ) -> PrecisionRecall:
     """Score with COCO's own code."""
     indexed = []
     with contextlib.redirect_stdout(io.StringIO()):
-        for dataset in _datasets(ground_truth, results, iou_type):
+        for dataset in datasets(ground_truth, results, iou_type):
             coco = pycocotools.coco.COCO()
             coco.dataset = dataset
             coco.createIndex()
             indexed.append(coco)
         evaluation = pycocotools.cocoeval.COCOeval(*indexed, iou_type)
-        evaluation.params.maxDets = list(max_detections)
+        evaluation.params.iouThrs = np.array(params.iou_thresholds)
+        evaluation.params.maxDets = list(params.max_detections)
+        evaluation.params.areaRng = [list(r) for r in params.areas.values()]
+        evaluation.params.areaRngLbl = list(params.areas)
+        evaluation.params.useCats = int(not params.class_agnostic)
         evaluation.evaluate()
         evaluation.accumulate()
     return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-BACKENDS: dict[str, Backend] = {"hotcoco": score_hotcoco, "pycocotools": score_pycocotools}
-
-
-def _datasets(
+def datasets(
     ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ground truth and detections as COCO dictionaries that hold one shape, the scored one.
@@ -118,3 +111,6 @@ def _datasets(
             }
         )
     return common | {"annotations": truth}, common | {"annotations": detections}
+
+
+_datasets = datasets

@@ -1,4 +1,4 @@
-"""COCO scores as tables for the terminal, as COCO's own lines, and as JSON."""
+"""COCO scores as COCO's own lines, as a table for the terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -8,32 +8,13 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from instseg.evaluation.coco import METRICS, CocoScores, Metric
+from instseg.evaluation.bootstrap import Interval
 from instseg.evaluation.json_file import write_json
+from instseg.evaluation.params import Metric, metrics_of
+from instseg.evaluation.scores import CocoScores
 
-_TITLES = {"bbox": "box", "segm": "mask"}
+_TITLES = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 _CATEGORY_METRICS = ("AP", "AP50", "AP75", "AR100")
-
-
-def summary_table(scores: Mapping[str, CocoScores]) -> Table:
-    """The twelve numbers, box and mask side by side; "-" where there is no ground truth."""
-    first = next(iter(scores.values()))
-    table = Table(title=f"COCO scores on {first.images} images")
-    for heading in ("metric", "IoU", "area"):
-        table.add_column(heading)
-    table.add_column("max dets", justify="right")
-    for iou_type in scores:
-        table.add_column(_TITLES[iou_type], justify="right")
-    for index, metric in enumerate(METRICS):
-        table.add_row(
-            metric.name,
-            _iou(metric),
-            metric.area,
-            str(metric.max_detections),
-            *(_number(s.stats[metric.name]) for s in scores.values()),
-            end_section=index == 5,
-        )
-    return table
 
 
 def category_table(scores: Mapping[str, CocoScores]) -> Table:
@@ -52,11 +33,17 @@ def category_table(scores: Mapping[str, CocoScores]) -> Table:
 
 
 def summary_lines(scores: Mapping[str, CocoScores]) -> list[str]:
-    """What COCO's ``summarize`` prints: for each IoU type its heading and twelve lines."""
+    """What COCO's ``summarize`` prints, for each IoU type its heading and twelve lines.
+
+    Where there are confidence intervals, they follow the figures.
+    """
     lines = []
     for iou_type, score in scores.items():
         lines.append(f"Evaluate annotation type *{iou_type}*")
-        lines.extend(_line(metric, score.stats[metric.name]) for metric in METRICS)
+        lines.extend(
+            _line(metric, score.stats[metric.name], score.intervals.get(metric.name))
+            for metric in metrics_of(score.params)
+        )
     return lines
 
 
@@ -69,12 +56,15 @@ def write_scores(scores: Mapping[str, CocoScores], path: Path) -> None:
     write_json({iou_type: s.to_dict() for iou_type, s in scores.items()}, path, indent=2)
 
 
-def _line(metric: Metric, value: float) -> str:
+def _line(metric: Metric, value: float, interval: Interval | None) -> str:
     title = "Average Recall     (AR)" if metric.recall else "Average Precision  (AP)"
-    return (
+    line = (
         f" {title} @[ IoU={_iou(metric):<9} | area={metric.area:>6} | "
         f"maxDets={metric.max_detections:>3} ] = {value:0.3f}"
     )
+    if interval is None or interval.low is None:
+        return line
+    return f"{line} [{interval.low:0.3f}, {interval.high:0.3f}]"
 
 
 def _iou(metric: Metric) -> str:

@@ -1,4 +1,6 @@
-"""COCO run-length codes: one thin module over pycocotools, used by everything else.
+"""COCO run-length codes: one thin module over pycocotools and hotcoco, used by everything else.
+
+Lists go to hotcoco: ``pycocotools.mask.area`` cannot take more than 255 under numpy 2.
 
 Source: the COCO mask API (https://github.com/cocodataset/cocoapi, ``maskApi.c``).
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import hotcoco.mask
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
@@ -57,6 +60,30 @@ def to_box(rle: RLE) -> tuple[float, float, float, float]:
     """The tight box (x1, y1, x2, y2); zeros for an empty mask."""
     x, y, w, h = (float(v) for v in coco_mask.toBbox(rle))
     return x, y, x + w, y + h
+
+
+def areas(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
+    """``float64 [N]``: the number of foreground pixels of each mask."""
+    return np.asarray(hotcoco.mask.area(list(rles)) if rles else [], dtype=np.float64)
+
+
+def boxes_xywh(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
+    """``float64 [N, 4]``: each mask's tight box as x, y, width, height; zeros for an empty one."""
+    boxes = np.asarray(hotcoco.mask.to_bbox(list(rles)) if rles else [], dtype=np.float64)
+    return boxes.reshape(-1, 4)
+
+
+def pairwise_iou(
+    first: Sequence[RLE], second: Sequence[RLE], crowd: Sequence[bool] | npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """``float64 [N, M]``: IoU of each of ``first`` with each of ``second``.
+
+    Where ``crowd [M]`` is true, the intersection over the area of the first, as COCO has it.
+    """
+    flags = np.asarray(crowd, dtype=np.uint8)
+    if not len(first) or not len(second):
+        return np.zeros((len(first), len(second)))
+    return np.asarray(coco_mask.iou(list(first), list(second), flags), dtype=np.float64)
 
 
 def decode_counts(text: str | bytes) -> npt.NDArray[np.int64]:

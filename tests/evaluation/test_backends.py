@@ -1,4 +1,4 @@
-"""The two backends against each other and against pycocotools used as its manual says."""
+"""The backends against each other and against pycocotools used as its manual says."""
 
 import contextlib
 import io
@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from instseg.evaluation.backends import BACKENDS, MAX_DETECTIONS
-from instseg.evaluation.coco import METRIC_NAMES, evaluate_results
+from instseg.evaluation.accumulate import PrecisionRecall, accumulate
+from instseg.evaluation.coco import (
+    BACKENDS,
+    METRIC_NAMES,
+    OTHER_BACKENDS,
+    evaluate_results,
+    match_records,
+)
 from instseg.evaluation.ground_truth import prepare_ground_truth
+from instseg.evaluation.params import CocoParams
 from instseg.evaluation.results import check_results
 
 IOU_TYPES = ("bbox", "segm")
@@ -146,20 +155,44 @@ def test_random_sets_hold_what_they_promise() -> None:
     assert len(empty) > 5
 
 
-@pytest.mark.parametrize("seed", range(30))
+def tables_of(
+    backend: str,
+    truth: dict[str, Any],
+    records: list[dict[str, Any]],
+    iou_type: str,
+    params: CocoParams,
+) -> PrecisionRecall:
+    if backend in OTHER_BACKENDS:
+        return OTHER_BACKENDS[backend](truth, records, iou_type, params)
+    categories = 1 if params.class_agnostic else len(truth["categories"])
+    return accumulate(match_records(truth, records, iou_type, params), params, categories)
+
+
+OTHER_PARAMS = CocoParams(
+    iou_thresholds=(0.3, 0.5, 0.9, 1.0),
+    areas={"all": (0, 1e10), "tiny": (0, 500), "rest": (500, 1e10)},
+    max_detections=(2, 5, 40, 120),
+)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [CocoParams(), OTHER_PARAMS, CocoParams(class_agnostic=True)],
+    ids=["coco", "other", "class-agnostic"],
+)
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_backends_agree_on_random_sets(seed: int, iou_type: str) -> None:
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_backends_agree_on_random_sets(seed: int, iou_type: str, params: CocoParams) -> None:
     truth, detections = random_sets(seed)
     prepared = prepare_ground_truth(truth, IOU_TYPES)
     checked = check_results(detections, prepared, IOU_TYPES)
-    fast, reference = (
-        BACKENDS[name](prepared, checked, iou_type, MAX_DETECTIONS)
-        for name in ("hotcoco", "pycocotools")
+    own, fast, reference = (
+        tables_of(backend, prepared, checked, iou_type, params) for backend in BACKENDS
     )
-    assert np.abs(fast.precision - reference.precision).max() <= 1e-12
-    assert np.abs(fast.recall - reference.recall).max() <= 1e-12
-    assert (fast.precision == -1).any()
-    assert fast.precision.max() > 0
+    for tables in (own, fast):
+        assert np.abs(tables.precision - reference.precision).max() <= 1e-12
+        assert np.abs(tables.recall - reference.recall).max() <= 1e-12
 
 
 @pytest.mark.parametrize("seed", range(0, 30, 5))
@@ -187,9 +220,9 @@ def test_limits_on_detections_are_obeyed(backend: str) -> None:
     base = {"image_id": 1, "category_id": 1}
     detections = [{**base, "bbox": [30, 30, 5, 5], "score": 0.9}] * 3
     detections.append({**base, "bbox": box, "score": 0.1})
-    tables = BACKENDS[backend](
-        prepare_ground_truth(truth, ("bbox",)), detections, "bbox", (1, 3, 4)
-    )
+    prepared = prepare_ground_truth(truth, ("bbox",))
+    params = CocoParams(max_detections=(1, 3, 4))
+    tables = tables_of(backend, prepared, detections, "bbox", params)
     assert tables.precision.shape == (10, 101, 1, 4, 3)
     assert tables.recall[:, 0, 0].tolist() == [[0.0, 0.0, 1.0]] * 10
 

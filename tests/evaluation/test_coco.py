@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from instseg.evaluation.backends import BACKENDS
-from instseg.evaluation.coco import METRIC_NAMES, CocoEvaluator, evaluate_files, evaluate_results
+from instseg.evaluation.coco import (
+    BACKENDS,
+    METRIC_NAMES,
+    CocoEvaluator,
+    evaluate_files,
+    evaluate_results,
+)
 from instseg.evaluation.ground_truth import GroundTruthError
 from instseg.evaluation.results import ResultsError
 from instseg.ops import mask_targets, rle
@@ -52,12 +57,13 @@ def test_backends_agree_on_the_published_files(real_data: Path, file: str) -> No
     gold = real_data / "coco_gold"
     gt = gold / "instances_val2014_100.json"
     dt = gold / f"instances_val2014_{file}_results.json"
-    fast, reference = (evaluate_files(gt, dt, None, backend) for backend in BACKENDS)
+    own, fast, reference = (evaluate_files(gt, dt, None, backend) for backend in BACKENDS)
     assert tuple(fast) == (BOTH if file == "fakesegm100" else ("bbox",))
-    for iou_type, scores in fast.items():
-        assert scores.stats == pytest.approx(reference[iou_type].stats, abs=1e-12)
-        for name, own in scores.per_category.items():
-            assert own == pytest.approx(reference[iou_type].per_category[name], abs=1e-12)
+    for iou_type, expected in reference.items():
+        for scores in (own[iou_type], fast[iou_type]):
+            assert scores.stats == pytest.approx(expected.stats, abs=1e-12)
+            for name, figures in scores.per_category.items():
+                assert figures == pytest.approx(expected.per_category[name], abs=1e-12)
 
 
 def one_object(**changes: Any) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def test_images_without_predictions_count_unless_left_out() -> None:
 
 
 def test_an_image_seen_twice_counts_once_and_the_first_time() -> None:
-    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS)
+    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS, keep_results=True)
     evaluator.update([9, 9], [disc_predictions(9), disc_predictions(9)[:0]])
     once = evaluator.results()
     assert len(once) == 1
@@ -242,7 +248,7 @@ def test_an_image_seen_twice_counts_once_and_the_first_time() -> None:
 
 
 def test_reset_forgets_everything() -> None:
-    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS)
+    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS, keep_results=True)
     evaluator.update([9], [disc_predictions(9)])
     evaluator.reset()
     assert evaluator.results() == []
@@ -259,7 +265,7 @@ def test_boxes_alone_need_no_masks() -> None:
 
 
 def test_updates_that_cannot_be_scored() -> None:
-    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS, image_ids=[8, 9])
+    evaluator = CocoEvaluator(disc_truth(), CATEGORY_IDS, image_ids=[8, 9], keep_results=True)
     predictions = disc_predictions(9)
     with pytest.raises(ValueError, match="image id 11 is not among the images"):
         evaluator.update([11], [predictions])

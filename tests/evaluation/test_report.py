@@ -8,8 +8,10 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.table import Table
 
-from instseg.evaluation.coco import METRIC_NAMES, CocoScores
-from instseg.evaluation.report import category_table, summary_lines, summary_table, write_scores
+from instseg.evaluation.bootstrap import Interval
+from instseg.evaluation.coco import METRIC_NAMES
+from instseg.evaluation.report import category_table, summary_lines, write_scores
+from instseg.evaluation.scores import CocoScores
 
 
 def scores() -> dict[str, CocoScores]:
@@ -40,16 +42,6 @@ def cells(text: str, first: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-def test_summary_table_has_box_and_mask_side_by_side() -> None:
-    text = printed(summary_table(scores()))
-    assert "COCO scores on 7 images" in text
-    assert cells(text, "AP50") == ["AP50", "0.50", "all", "100", "0.125", "0.062"]
-    assert cells(text, "APl") == ["APl", "0.50:0.95", "large", "100", "-", "-"]
-    assert cells(text, "AR1") == ["AR1", "0.50:0.95", "all", "1", "0.438", "0.219"]
-    for name in METRIC_NAMES:
-        assert cells(text, name)
-
-
 def test_category_table() -> None:
     text = printed(category_table(scores()))
     assert cells(text, "cat")[1:] == [
@@ -72,6 +64,15 @@ def test_lines_are_the_ones_pycocotools_prints(capsys: pytest.CaptureFixture[str
     assert lines[1:] == capsys.readouterr().out.splitlines()
     assert lines[1].endswith("maxDets=100 ] = 0.250")
     assert lines[6].endswith("area= large | maxDets=100 ] = -1.000")
+
+
+def test_intervals_follow_their_figures() -> None:
+    intervals = {"AP": Interval(0.25, 0.2, 0.31), "APl": Interval(-1.0, None, None)}
+    stats = dict.fromkeys(METRIC_NAMES, 0.25) | {"APl": -1.0}
+    lines = summary_lines({"bbox": CocoScores("bbox", stats, {}, 1, 1, intervals=intervals)})
+    assert lines[1].endswith(" = 0.250 [0.200, 0.310]")
+    assert lines[2].endswith(" = 0.250")
+    assert lines[6].endswith(" = -1.000")
 
 
 def test_lines_of_both_types() -> None:
