@@ -1,0 +1,176 @@
+"""Whether one model is better than another on the same images, and where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from instseg.evaluation.accumulate import accumulate
+from instseg.evaluation.bootstrap import draw_weights, p_value, replicate, standard_error
+from instseg.evaluation.coco import category_names, match_records
+from instseg.evaluation.matching import Matches
+from instseg.evaluation.params import CocoParams, metrics_of
+from instseg.evaluation.per_image import average_precision_of_images
+from instseg.evaluation.scores import (
+    BootstrapOptions,
+    CocoScores,
+    category_replicates,
+    make_scores,
+    mean_of_known,
+)
+from instseg.evaluation.tables import Floats, Vocabulary
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models.
+
+    Args:
+        a: of the first; -1 where there is no ground truth.
+        b: of the second.
+        difference: b - a; None where there is no ground truth.
+        low: lower end of the difference's confidence interval; None if it is not known.
+        high: upper end.
+        p_value: how often images drawn at random show at least this difference if there is none.
+    """
+
+    a: float
+    b: float
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class ImageDifference:
+    """The average precision of one image with two models."""
+
+    image_id: int
+    a: float
+    b: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one data set.
+
+    Args:
+        iou_type: one of `IOU_TYPES`.
+        stats: COCO's figures by name.
+        per_category: AP by the category's name, the largest differences first.
+        images: those whose AP differs, the largest differences first.
+        options: of the bootstrap.
+    """
+
+    iou_type: str
+    stats: dict[str, Difference]
+    per_category: dict[str, Difference]
+    images: list[ImageDifference]
+    options: BootstrapOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        return asdict(self)
+
+
+def compare_records(
+    ground_truth: dict[str, Any],
+    a: list[dict[str, Any]],
+    b: list[dict[str, Any]],
+    iou_type: str,
+    params: CocoParams | None = None,
+    options: BootstrapOptions | None = None,
+) -> Comparison:
+    """Compare two sets of checked records on prepared ground truth.
+
+    Both are scored on the same draws of images, so that what is hard for both cancels: the paired
+    bootstrap (Efron and Tibshirani, 1993, chapters 8 and 16).
+
+    Raises:
+        ValueError: ``options`` ask for no replicates.
+    """
+    params, options = params or CocoParams(), options or BootstrapOptions()
+    if options.replicates == 0:
+        raise ValueError("a comparison needs replicates; 200 are usual")
+    matches = [match_records(ground_truth, records, iou_type, params) for records in (a, b)]
+    vocabulary = Vocabulary.of(ground_truth)
+    names = category_names(ground_truth, params)
+    (first, first_drawn), (second, second_drawn) = (
+        _figures(m, params, options, vocabulary, names, iou_type) for m in matches
+    )
+    stats = {
+        name: _difference(
+            first.stats[name],
+            second.stats[name],
+            mean_of_known(second_drawn[name] - first_drawn[name], axis=1),
+            options.confidence,
+        )
+        for name in first.stats
+    }
+    per_category = {
+        name: _difference(
+            first.per_category[name]["AP"],
+            second.per_category[name]["AP"],
+            second_drawn["AP"][:, k] - first_drawn["AP"][:, k],
+            options.confidence,
+        )
+        for k, name in enumerate(names)
+    }
+    by_size = sorted(per_category.items(), key=lambda item: -abs(item[1].difference or 0))
+    return Comparison(iou_type, stats, dict(by_size), _images(matches, vocabulary), options)
+
+
+def _figures(
+    matches: Matches,
+    params: CocoParams,
+    options: BootstrapOptions,
+    vocabulary: Vocabulary,
+    names: list[str],
+    iou_type: str,
+) -> tuple[CocoScores, dict[str, Floats]]:
+    """The figures, and for each the ``[B, K]`` replicates of every category."""
+    images = len(vocabulary.images)
+    scores = make_scores(
+        accumulate(matches, params, len(names)),
+        None,
+        params,
+        options,
+        iou_type=iou_type,
+        categories=names,
+        images=images,
+        detections=len(matches.image),
+    )
+    weights = draw_weights(images, options.replicates, options.seed)
+    replicates = replicate(matches, params, len(names), weights)
+    return scores, {m.name: category_replicates(m, replicates, params) for m in metrics_of(params)}
+
+
+def _difference(a: float, b: float, replicates: Floats, confidence: float) -> Difference:
+    """``replicates``: ``[B]`` differences."""
+    if a < 0 or b < 0:
+        return Difference(a, b, None, None, None, None)
+    error = standard_error(replicates)
+    difference = b - a
+    if error is None:
+        return Difference(a, b, difference, None, None, None)
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
+    return Difference(a, b, difference, low, high, p_value(difference, replicates))
+
+
+def _images(matches: Sequence[Matches], vocabulary: Vocabulary) -> list[ImageDifference]:
+    images = vocabulary.images.tolist()
+    first, second = (average_precision_of_images(m, len(images)) for m in matches)
+    differences = [
+        ImageDifference(image, float(x), float(y), float(y - x))
+        for image, x, y in zip(images, first, second, strict=True)
+        if not math.isclose(x, y, abs_tol=1e-12) and not np.isnan(x)
+    ]
+    return sorted(differences, key=lambda d: -abs(d.difference))

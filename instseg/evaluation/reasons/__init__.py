@@ -1,0 +1,5 @@
+"""Why a detector scores what it scores: what it gets wrong, where, and what that costs."""
+
+from instseg.evaluation.reasons.reasons import CategoryReasons, Reasons, find_reasons
+
+__all__ = ["CategoryReasons", "Reasons", "find_reasons"]
