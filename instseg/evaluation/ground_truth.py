@@ -49,7 +49,7 @@ def prepare_ground_truth(
         source: what error messages call it, as a rule the file.
 
     Returns:
-        A COCO dictionary of ``images`` (id, height, width), ``annotations`` and ``categories``.
+        A COCO dictionary of ``images`` (id, height, width, file_name), ``annotations`` and ``categories``.
 
     Raises:
         GroundTruthError: a list or key is missing, an id is unknown or used twice, a box or mask is
@@ -75,7 +75,8 @@ def prepare_ground_truth(
     _check_annotations(ground_truth, iou_types, source)
     return {
         "images": [
-            {k: i[k] for k in ("id", "height", "width") if i.get(k) is not None} for i in images
+            {k: i[k] for k in ("id", "height", "width", "file_name") if i.get(k) is not None}
+            for i in images
         ],
         "categories": [{"id": c["id"], "name": c["name"]} for c in categories],
         "annotations": _completed(ground_truth, iou_types, source),

@@ -1,0 +1,401 @@
+import base64
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from defusedxml import ElementTree
+
+import instseg.visualization.report as report
+from instseg.visualization.report import write_report
+from instseg.visualization.report.confusion import draw_confusion, most_confused_pairs
+from instseg.visualization.report.figures import (
+    draw_calibration,
+    draw_errors,
+    draw_figures,
+    draw_precision_recall,
+    draw_sizes,
+)
+from instseg.visualization.report.page import points
+from instseg.visualization.report.panel import make_panel
+from instseg.visualization.report.pictures import crop_to_data_uri, to_data_uri
+from instseg.visualization.report.style import DASH, report_style, to_file, to_inline
+from tests.visualization.report_document import NAMES, make_document, make_picture
+
+FIGURES = {"precision_recall", "errors", "calibration", "confusion", "sizes"}
+
+
+class Page(HTMLParser):
+    """All tags with their attributes, and the text inside each `tr`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[tuple[str, list[str]]] = []
+        self.sort_keys: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = {key: value or "" for key, value in attrs}
+        self.tags.append((tag, attributes))
+        if tag == "tr":
+            self.rows.append((attributes.get("id", ""), []))
+        if "data-value" in attributes:
+            self.sort_keys.setdefault(self.rows[-1][0], []).append(attributes["data-value"])
+
+    def handle_data(self, data):
+        if self.rows and data.strip():
+            self.rows[-1][1].append(data.strip())
+
+    def attributes(self, *names):
+        return [tag[name] for _, tag in self.tags for name in names if name in tag]
+
+
+@pytest.fixture(scope="module")
+def document():
+    return make_document()
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return []
+
+
+@pytest.fixture(scope="module")
+def folder(document, asked, tmp_path_factory):
+    def picture(iou_type, image_id):
+        asked.append((iou_type, image_id))
+        return None if image_id == 10 else make_picture(iou_type, image_id)
+
+    folder = tmp_path_factory.mktemp("report") / "new" / "out"
+    assert write_report(document, folder, picture) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_writes_page_numbers_and_figures(document, folder):
+    assert json.loads((folder / "report.json").read_text()) == document
+    files = {p.name for p in (folder / "figures").iterdir()}
+    stems = {f"{kind}_{name}" for kind in ("box", "mask") for name in FIGURES}
+    assert files == {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
+    for stem in stems:
+        assert cv2.imread(str(folder / "figures" / f"{stem}.png")) is not None
+        svg = (folder / "figures" / f"{stem}.svg").read_text()
+        ElementTree.fromstring(svg, forbid_dtd=False)
+        assert "var(--" not in svg
+    assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html", "report.json"]
+
+
+def test_page_holds_all_it_needs(page, text):
+    sources = page.attributes("src", "srcset", "href", "xlink:href", "action", "data")
+    assert [s[:40] for s in sources if not s.startswith(("data:", "#"))] == []
+    # Style sheets have their own ways to fetch.
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "embed")] == ["link"]
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page, text):
+    ids = page.attributes("id")
+    assert [i for i, n in Counter(ids).items() if n > 1] == []
+    links = [link[1:] for link in page.attributes("href", "xlink:href") if link.startswith("#")]
+    links += re.findall(r"url\(#([^)]*)\)", text)
+    assert set(links) - set(ids) == set()
+    for name in ("aria-labelledby", "aria-describedby", "aria-controls", "for"):
+        assert set(page.attributes(name)) - set(ids) == set()
+    # From an error and a category to pictures, and back.
+    for link in ("box-picture-6", "box-error-missed", "mask-suspect-0", "mask-category-1"):
+        assert link in links
+
+
+def test_names_are_no_markup(page, text):
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "<script>x" not in text
+    assert "&lt;script&gt;x&lt;/script&gt;" in text
+
+
+def test_only_the_packages_script_may_run(text):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'$", policy)
+
+
+def test_every_picture_and_figure_has_words(page):
+    images = [tag for name, tag in page.tags if name == "img" and tag.get("src")]
+    assert len(images) == 2 * (9 + 6)
+    assert all(len(tag["alt"]) > 10 for tag in images)
+    svgs = [tag for name, tag in page.tags if name == "svg"]
+    assert len(svgs) == 2 * len(FIGURES)
+    assert all(tag["role"] == "img" and len(tag["aria-label"]) > 20 for tag in svgs)
+
+
+def test_table_of_categories_has_the_numbers(document, page):
+    rows = dict(page.rows)
+    for kind, section in zip(("box", "mask"), document["iou_types"].values(), strict=True):
+        for i, name in enumerate(NAMES):
+            category = section["per_category"][name]
+            keys = page.sort_keys[f"{kind}-category-{i}"]
+            assert keys[:3] == [name, str(category["objects"]), str(category["detections"])]
+            ap = category["AP"]["value"]
+            assert keys[3] == ("" if ap == -1 else str(ap))
+            assert rows[f"{kind}-category-{i}"][3] == (DASH if ap == -1 else f"{100 * ap:.1f}")
+    # "debris" has no ground truth: neither AP nor a best threshold.
+    assert page.sort_keys["box-category-6"][3:11] == [""] * 8
+    assert rows["box-category-6"].count(DASH) == 8
+
+
+def test_summary_shows_all_iou_types_with_intervals(document, page):
+    row = next(cells for _, cells in page.rows if cells[0] == "AP50")
+    expected = ["AP50", "at IoU 0.50"]
+    for section in document["iou_types"].values():
+        stat = section["stats"]["AP50"]
+        expected += [f"{100 * stat['value']:.1f}"]
+        expected += [f"{100 * stat['low']:.1f}{DASH}{100 * stat['high']:.1f}"]
+    assert row == expected
+    assert next(cells for _, cells in page.rows if cells[0] == "APs")[2:] == [DASH, DASH]
+
+
+def test_each_picture_is_asked_for_once(document, asked, folder):
+    ids = range(1, 11)
+    assert sorted(asked) == [(iou_type, i) for iou_type in ("bbox", "segm") for i in ids]
+
+
+def test_an_image_without_picture_says_so(text):
+    assert text.count("No picture") == 2
+
+
+def test_an_image_without_file_name_is_called_by_its_id(text):
+    assert text.count("<h4>image 9</h4>") == 2
+
+
+def test_a_missing_annotation_has_no_category(document, page):
+    rows = dict(page.rows)
+    first, second = document["iou_types"]["bbox"]["label_errors"][:2]
+    assert rows["box-suspect-0"][:4] == ["1", "missing", DASH, first["suggests"]]
+    assert rows["box-suspect-1"][:4] == ["2", "wrong label", second["category"], second["suggests"]]
+
+
+@pytest.mark.parametrize("value", [None, -1, -1.0, float("nan")])
+def test_a_missing_value_is_a_dash(value):
+    assert points(value) == DASH
+
+
+def test_points_are_percent():
+    assert (points(0.3785), points(0), points(1.0), points(-0.012)) == (
+        *("37.9", "0.0", "100.0"),
+        "-1.2",
+    )
+
+
+def decode(uri):
+    head, _, data = uri.partition(",")
+    assert head == "data:image/webp;base64"
+    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def test_large_pictures_shrink_and_keep_their_colours():
+    image = np.zeros((1000, 2000, 3), np.uint8)
+    image[:, :1000, 0] = image[:, 1000:, 2] = 255
+    small = decode(to_data_uri(image))
+    assert small.shape == (400, 800, 3)
+    assert np.abs(small[200, 100].astype(int) - (255, 0, 0)).max() < 12
+    assert np.abs(small[200, 700].astype(int) - (0, 0, 255)).max() < 12
+    assert decode(to_data_uri(image[:3, :5])).shape == (3, 5, 3)
+    assert decode(to_data_uri(np.zeros((1, 5000, 3), np.uint8))).shape == (1, 800, 3)
+
+
+def test_crop_shows_the_box_and_its_surroundings():
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[40:60, 160:190] = 255
+    crop = decode(crop_to_data_uri(image, [160, 40, 30, 20]))
+    # Half of 30 pixels and 4 more on every side: rows 21 to 79, columns 141 to 200, the border.
+    assert crop.shape == (58, 59, 3)
+    assert crop[19 + 10, 19 + 15].min() > 240
+    assert crop[3, 3].max() < 15
+    assert crop_to_data_uri(image, [400, 10, 5, 5]) is None
+    assert crop_to_data_uri(image, [-90, -90, 5, 5]) is None
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_what_is_no_picture_is_refused(document, image):
+    with pytest.raises(
+        ValueError, match=r"picture of image 1 \(bbox\): expected uint8 \[H, W, 3\]"
+    ):
+        make_panel("bbox", "box", document, {}, lambda *_: image)
+
+
+def test_a_document_with_holes_is_refused(tmp_path):
+    document = make_document(iou_types=("bbox",))
+    del document["iou_types"]["bbox"]["curves"], document["title"]
+    with pytest.raises(ValueError, match="document: lacks 'title'"):
+        write_report(document, tmp_path, make_picture)
+    document["title"] = "a"
+    with pytest.raises(ValueError, match="IoU type 'bbox': lacks 'curves'"):
+        write_report(document, tmp_path, make_picture)
+    with pytest.raises(ValueError, match=r"one of .*'segm'.*, got '\.\./keypoints'"):
+        write_report(document | {"iou_types": {"../keypoints": {}}}, tmp_path, make_picture)
+    with pytest.raises(ValueError, match="'iou_types' is empty"):
+        write_report(document | {"iou_types": {}}, tmp_path, make_picture)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32(1)])
+def test_what_json_cannot_hold_is_refused(document, tmp_path, value):
+    with pytest.raises(ValueError, match="JSON cannot hold it"):
+        write_report(document | {"images": value}, tmp_path, make_picture)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_earlier_page(document, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_write_figures", lambda *_: dict.fromkeys(FIGURES, ""))
+    page = write_report(document, tmp_path, make_picture)
+    before = page.read_bytes()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(document | {"title": "second"}, tmp_path, make_picture)
+    assert page.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_write_figures", lambda *_: dict.fromkeys(FIGURES, ""))
+    document = make_document(("\ud83d", "b"), ("segm",))
+    page = write_report(document, tmp_path, make_picture)
+    assert '<th scope="row" data-value="?">?</th>' in page.read_text(encoding="utf-8")
+
+
+def test_labels_of_figures_are_plain_text():
+    names = ("$x$", "a" * 60, "猫", "line\nbreak\x00", "<b>&", "\ud83d")
+    curves = make_document(names)["iou_types"]["bbox"]["curves"]
+    with report_style():
+        drawing = draw_precision_recall("box", curves)
+        svg = to_file(drawing, "svg")
+        to_file(drawing, "png")
+    root = ElementTree.fromstring(svg, forbid_dtd=False)
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    # The fifth name is the one without ground truth.
+    expected = ["$x$", "a" * 27 + "…", "猫", "line\ufffdbreak\ufffd", "\ufffd"]
+    assert set(expected) <= set(texts)
+    assert "<b>&" not in texts
+
+
+def test_figures_of_nothing_are_drawn():
+    section = make_document(("a", "b"), ("bbox",))["iou_types"]["bbox"]
+    section["curves"] |= {"mean": {"0.50": [-1.0] * 101}, "categories": {}}
+    section["errors"] = {"missed": {"count": 0, "delta_ap": None}}
+    for part in section["calibration"]["bins"]:
+        part["count"] = 0
+    section["calibration"]["ece"] = None
+    section["confusion"]["matrix"] = [[0] * 3] * 3
+    with report_style():
+        drawings = draw_figures("box", section)
+        assert set(drawings) == FIGURES
+        assert all(to_file(drawing, "svg") for drawing in drawings.values())
+    assert "none" in drawings["precision_recall"].alt
+    assert "unknown" in drawings["calibration"].alt
+
+
+def test_bars_show_counts_and_what_ap_mending_wins_or_loses():
+    with report_style():
+        errors = {
+            "both": {"count": 4, "delta_ap": 0.021},
+            "missed": {"count": 0, "delta_ap": -0.01},
+        }
+        axes = draw_errors("box", errors).figure.axes
+    assert [[bar.get_width() for bar in part.patches] for part in axes] == [
+        [4, 0],
+        pytest.approx([2.1, -1.0]),
+    ]
+    assert [text.get_text() for part in axes for text in part.texts] == ["4", "0", "2.1", "-1.0"]
+    assert axes[1].get_xlim()[0] < -1
+
+
+def test_bars_of_size_and_crowding_are_recalls(document):
+    section = document["iou_types"]["bbox"]
+    with report_style():
+        left, right = draw_sizes("box", section["sizes"], section["crowding"]).figure.axes
+    assert [bar.get_height() for bar in left.patches] == [0, 330 / 503, 301 / 350]
+    assert [text.get_text() for text in left.texts] == ["0 / 0", "330 / 503", "301 / 350"]
+    assert [bar.get_height() for bar in right.patches] == [0.9, 0.855, 0.75, 0.6]
+    assert left.lines[0].get_ydata()[1:].tolist() == [0.52, 0.71]
+
+
+def test_calibration_bars_leave_out_empty_bins(document):
+    calibration = document["iou_types"]["bbox"]["calibration"]
+    with report_style():
+        upper, lower = draw_calibration("box", calibration).figure.axes
+    used = [part for i, part in enumerate(calibration["bins"]) if i != 6]
+    assert [bar.get_height() for bar in upper.patches] == [part["accuracy"] for part in used]
+    assert [bar.get_x() for bar in upper.patches] == [part["low"] for part in used]
+    assert [bar.get_height() for bar in lower.patches] == [
+        part["count"] for part in calibration["bins"]
+    ]
+
+
+def test_curves_are_drawn_as_they_are(document):
+    curves = document["iou_types"]["bbox"]["curves"]
+    with report_style():
+        left, right = draw_precision_recall("box", curves).figure.axes
+    for line, curve in zip(left.lines, curves["mean"].values(), strict=True):
+        assert line.get_xydata().tolist() == np.column_stack([curves["recall"], curve]).tolist()
+    means = {name: np.mean(curve) for name, curve in curves["categories"].items()}
+    del means["debris"]
+    coloured = sorted(means, key=means.get)[:6]
+    assert [line.get_label() for line in right.lines] == ["other categories", *coloured]
+
+
+def test_inline_figures_take_the_pages_colours(document):
+    with report_style():
+        drawing = draw_precision_recall("box", document["iou_types"]["bbox"]["curves"])
+        first, second = to_file(drawing, "svg"), to_file(drawing, "svg")
+    assert first == second
+    inline = to_inline(drawing, first)
+    assert "var(--series-1)" in inline
+    assert "var(--ink)" in inline
+    assert re.search(r": #[0-9a-f]{6}", inline) is None
+    assert {i.split("-")[0] for i in re.findall(r' id="([^"]*)"', inline)} == {
+        "box_precision_recall"
+    }
+
+
+def test_confused_pairs_are_the_largest_counts_off_the_diagonal():
+    labels = ["a", "b", "c", "background"]
+    matrix = [[9, 2, 0, 50], [5, 9, 1, 0], [0, 0, 9, 7], [60, 8, 0, 0]]
+    pairs = most_confused_pairs({"labels": labels, "matrix": matrix})
+    assert pairs == [("b", "a", 5), ("a", "b", 2), ("b", "c", 1)]
+    assert most_confused_pairs({"labels": labels, "matrix": matrix}, limit=1) == [("b", "a", 5)]
+
+
+def test_confusion_of_very_many_categories_is_cut_to_the_mixed_up_ones():
+    count = 300
+    matrix = np.diag([100] * count + [0])
+    chosen = list(range(5, 245, 3))
+    assert len(chosen) == 80
+    for a, b in zip(chosen[::2], chosen[1::2], strict=True):
+        matrix[a, b] = 3
+    labels = [*(f"c{i}" for i in range(count)), "background"]
+    with report_style():
+        drawing = draw_confusion("box", {"labels": labels, "matrix": matrix.tolist()})
+    shown = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]
+    assert shown == [*(f"c{i}" for i in chosen), "background"]
+    assert drawing.alt.endswith("8000 of 8120 objects have their own category.")
