@@ -1,6 +1,6 @@
 """The scorers behind COCO's tables: hotcoco for files, pycocotools as the reference.
 
-Both get the same slim copies of ground truth and detections and return the same tables. The third,
+Both get the same columns and return the same tables. The third scorer,
 `instseg.evaluation.accumulate`, works on matches made while predictions stream in.
 """
 
@@ -18,20 +18,45 @@ import pycocotools.cocoeval
 
 from instseg.evaluation.accumulate import PrecisionRecall
 from instseg.evaluation.params import CocoParams
+from instseg.evaluation.tables import Detections, ScoringData, Truth, Vocabulary
 from instseg.ops import rle
 
-Backend = Callable[[dict[str, Any], list[dict[str, Any]], str, CocoParams], PrecisionRecall]
-"""(prepared ground truth, checked results, "bbox" or "segm", parameters) -> tables."""
+Backend = Callable[[ScoringData, CocoParams], PrecisionRecall]
+"""Scores boxes or masks."""
 
 
-def score_hotcoco(
-    ground_truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    iou_type: str,
-    params: CocoParams,
-) -> PrecisionRecall:
+def score_hotcoco(data: ScoringData, params: CocoParams) -> PrecisionRecall:
     """Score with hotcoco, the COCO protocol in Rust."""
-    evaluation = hotcoco_evaluation(ground_truth, results, iou_type, params)
+    truth, found, vocabulary = data.truth, data.detections, data.vocabulary
+    categories = [{"id": int(c), "name": str(c)} for c in vocabulary.categories]
+    ground_truth = hotcoco.COCO.from_arrays(
+        [{"id": int(i)} for i in vocabulary.images],
+        categories,
+        vocabulary.images[truth.image],
+        vocabulary.categories[truth.category],
+        truth.box,
+        area=truth.area,
+        iscrowd=truth.crowd.astype(np.int64),
+        segmentation=None if truth.masks is None else list(truth.masks),
+    )
+    columns = (
+        vocabulary.images[found.image],
+        found.box,
+        found.score,
+        vocabulary.categories[found.category],
+    )
+    results = ground_truth.load_res(
+        np.column_stack(columns).astype(np.float64),
+        segmentation=None if found.masks is None else list(found.masks),
+    )
+    if found.masks is not None:  # hotcoco, as COCO, has put in the boxes' areas
+        results.update_anns(ids=np.arange(1, len(found) + 1), area=found.area)
+    evaluation = hotcoco.COCOeval(ground_truth, results, data.iou_type)
+    evaluation.params.iou_thrs = list(params.iou_thresholds)
+    evaluation.params.max_dets = list(params.max_detections)
+    evaluation.params.area_rng = [list(r) for r in params.areas.values()]
+    evaluation.params.area_rng_lbl = list(params.areas)
+    evaluation.params.use_cats = not params.class_agnostic
     evaluation.evaluate()
     evaluation.accumulate()
     tables = evaluation.eval
@@ -39,38 +64,16 @@ def score_hotcoco(
     return PrecisionRecall(tables["precision"], tables["recall"])
 
 
-def hotcoco_evaluation(
-    ground_truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    iou_type: str,
-    params: CocoParams,
-) -> hotcoco.COCOeval:
-    """hotcoco's evaluation of the data, not yet run."""
-    truth, detections = datasets(ground_truth, results, iou_type)
-    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(detections), iou_type)
-    evaluation.params.iou_thrs = list(params.iou_thresholds)
-    evaluation.params.max_dets = list(params.max_detections)
-    evaluation.params.area_rng = [list(r) for r in params.areas.values()]
-    evaluation.params.area_rng_lbl = list(params.areas)
-    evaluation.params.use_cats = not params.class_agnostic
-    return evaluation
-
-
-def score_pycocotools(
-    ground_truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    iou_type: str,
-    params: CocoParams,
-) -> PrecisionRecall:
+def score_pycocotools(data: ScoringData, params: CocoParams) -> PrecisionRecall:
     """Score with COCO's own code."""
     indexed = []
     with contextlib.redirect_stdout(io.StringIO()):
-        for dataset in datasets(ground_truth, results, iou_type):
+        for shapes in (data.truth, data.detections):
             coco = pycocotools.coco.COCO()
-            coco.dataset = dataset
+            coco.dataset = _dataset(shapes, data.vocabulary)
             coco.createIndex()
             indexed.append(coco)
-        evaluation = pycocotools.cocoeval.COCOeval(*indexed, iou_type)
+        evaluation = pycocotools.cocoeval.COCOeval(*indexed, data.iou_type)
         evaluation.params.iouThrs = np.array(params.iou_thresholds)
         evaluation.params.maxDets = list(params.max_detections)
         evaluation.params.areaRng = [list(r) for r in params.areas.values()]
@@ -79,6 +82,32 @@ def score_pycocotools(
         evaluation.evaluate()
         evaluation.accumulate()
     return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
+
+
+def _dataset(shapes: Truth | Detections, vocabulary: Vocabulary) -> dict[str, Any]:
+    """A COCO dictionary of boxes or masks; annotations are numbered from 1, as COCO needs it."""
+    masks = [None] * len(shapes) if shapes.masks is None else shapes.masks
+    columns = {
+        "image_id": vocabulary.images[shapes.image].tolist(),
+        "category_id": vocabulary.categories[shapes.category].tolist(),
+        "bbox": shapes.box.tolist(),
+        "area": shapes.area.tolist(),
+        "segmentation": masks,
+    }
+    if isinstance(shapes, Truth):
+        columns["iscrowd"] = shapes.crowd.astype(int).tolist()
+    else:
+        columns |= {"iscrowd": [0] * len(shapes), "score": shapes.score.tolist()}
+    rows = zip(*columns.values(), strict=True)
+    return {
+        # pycocotools looks sizes up, but needs them for polygons alone.
+        "images": [{"id": i, "height": 0, "width": 0} for i in vocabulary.images.tolist()],
+        "categories": [{"id": c} for c in vocabulary.categories.tolist()],
+        "annotations": [
+            {"id": number, **dict(zip(columns, row, strict=True))}
+            for number, row in enumerate(rows, start=1)
+        ],
+    }
 
 
 def datasets(
@@ -111,6 +140,3 @@ def datasets(
             }
         )
     return common | {"annotations": truth}, common | {"annotations": detections}
-
-
-_datasets = datasets

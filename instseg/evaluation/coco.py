@@ -11,7 +11,7 @@ from typing import Any
 
 from instseg.evaluation.accumulate import PrecisionRecall, accumulate
 from instseg.evaluation.backends import Backend, score_hotcoco, score_pycocotools
-from instseg.evaluation.bootstrap import Replicates, draw_weights, replicate
+from instseg.evaluation.bootstrap import draw_weights, replicate
 from instseg.evaluation.collector import RecordCollector
 from instseg.evaluation.ground_truth import (
     GroundTruthError,
@@ -19,11 +19,12 @@ from instseg.evaluation.ground_truth import (
     prepare_ground_truth,
 )
 from instseg.evaluation.json_file import read_json
-from instseg.evaluation.matching import Matches
+from instseg.evaluation.matching import Matches, match
 from instseg.evaluation.params import IOU_TYPES, CocoParams, metrics_of
 from instseg.evaluation.results import check_results, read_results
 from instseg.evaluation.scores import BootstrapOptions, CocoScores, make_scores
-from instseg.evaluation.stream import MatchStream
+from instseg.evaluation.stream import PAIR_IOUS, MatchStream
+from instseg.evaluation.tables import ScoringData, Vocabulary
 
 OTHER_BACKENDS: dict[str, Backend] = {
     "hotcoco": score_hotcoco,
@@ -122,18 +123,26 @@ class CocoEvaluator(RecordCollector):
 
     def compute(self) -> dict[str, CocoScores]:
         """Score what was added, by IoU type."""
-        return {
-            iou_type: _scores(
+        if self._backend in OTHER_BACKENDS:
+            return score(
                 self._ground_truth,
-                self.results() if self._backend in OTHER_BACKENDS else None,
-                matches,
-                iou_type,
+                self.results(),
+                tuple(self._streams),
+                self._backend,
                 self.params,
                 self._options,
-                self._backend,
-                self.detections,
             )
-            for iou_type, matches in self.matches().items()
+        return {
+            iou_type: scores_of_matches(
+                stream.matches(),
+                iou_type,
+                stream.vocabulary,
+                category_names(self._ground_truth),
+                self.detections,
+                self.params,
+                self._options,
+            )
+            for iou_type, stream in self._streams.items()
         }
 
     def reset(self) -> None:
@@ -212,38 +221,86 @@ def read_files(
 
 def score(
     ground_truth: dict[str, Any],
-    records: list[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
     iou_types: Sequence[str],
     backend: str,
     params: CocoParams | None = None,
     intervals: BootstrapOptions | None = None,
 ) -> dict[str, CocoScores]:
     """Score checked records against prepared ground truth, by IoU type."""
-    params, options = params or CocoParams(), intervals or BootstrapOptions()
-    scores = {}
-    for iou_type in iou_types:
-        matches = None
-        if options.replicates or backend == "instseg" or iou_type == "boundary":
-            matches = match_records(ground_truth, records, iou_type, params)
-        scores[iou_type] = _scores(
-            ground_truth, records, matches, iou_type, params, options, backend, len(records)
+    return {
+        iou_type: score_data(
+            ScoringData.of(ground_truth, records, iou_type), backend, params, intervals
         )
-    return scores
+        for iou_type in iou_types
+    }
+
+
+def score_data(
+    data: ScoringData,
+    backend: str,
+    params: CocoParams | None = None,
+    intervals: BootstrapOptions | None = None,
+) -> CocoScores:
+    """Score columns. Boundaries are scored by instseg whatever the backend: the others cannot."""
+    params, options = params or CocoParams(), intervals or BootstrapOptions()
+    other = OTHER_BACKENDS.get(backend) if data.iou_type != "boundary" else None
+    matches = None
+    if other is None or options.replicates:
+        matches = match(data.detections, data.truth, params, PAIR_IOUS[data.iou_type])
+    return scores_of_matches(
+        matches,
+        data.iou_type,
+        data.vocabulary,
+        data.category_names,
+        len(data.detections),
+        params,
+        options,
+        tables=other(data, params) if other else None,
+    )
+
+
+def scores_of_matches(
+    matches: Matches | None,
+    iou_type: str,
+    vocabulary: Vocabulary,
+    names: list[str],
+    detections: int,
+    params: CocoParams,
+    options: BootstrapOptions,
+    tables: PrecisionRecall | None = None,
+) -> CocoScores:
+    """Figures and intervals; the figures are those of ``tables`` where they are given."""
+    names, images = ["all"] if params.class_agnostic else names, len(vocabulary.images)
+    replicates = None
+    if tables is None:
+        assert matches is not None
+        tables = accumulate(matches, params, len(names))
+    if options.replicates:
+        assert matches is not None
+        weights = draw_weights(images, options.replicates, options.seed)
+        replicates = replicate(matches, params, len(names), weights)
+    return make_scores(
+        tables,
+        replicates,
+        params,
+        options,
+        iou_type=iou_type,
+        categories=names,
+        images=images,
+        detections=detections,
+    )
 
 
 def match_records(
     ground_truth: dict[str, Any],
-    records: list[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
     iou_type: str,
     params: CocoParams,
 ) -> Matches:
     """Match checked records to prepared ground truth."""
-    stream = MatchStream(ground_truth, iou_type, params)
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for record in records:
-        by_image.setdefault(record["image_id"], []).append(record)
-    stream.add(by_image)
-    return stream.matches()
+    data = ScoringData.of(ground_truth, records, iou_type)
+    return match(data.detections, data.truth, params, PAIR_IOUS[iou_type])
 
 
 def shapes_of(iou_types: Sequence[str]) -> tuple[str, ...]:
@@ -261,10 +318,8 @@ def check_choices(iou_types: Sequence[str], backend: str) -> None:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
 
 
-def category_names(ground_truth: dict[str, Any], params: CocoParams) -> list[str]:
+def category_names(ground_truth: dict[str, Any]) -> list[str]:
     """The names of the tables' categories, which are in order of id."""
-    if params.class_agnostic:
-        return ["all"]
     return [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: int(c["id"]))]
 
 
@@ -273,38 +328,3 @@ def _shared_iou_types(truth: Any, records: list[Any]) -> tuple[str, ...]:
     masks = has_segmentations(records) or not records
     annotations = truth.get("annotations") if isinstance(truth, dict) else None
     return DEFAULT_IOU_TYPES if masks and has_segmentations(annotations) else ("bbox",)
-
-
-def _scores(
-    ground_truth: dict[str, Any],
-    records: list[dict[str, Any]] | None,
-    matches: Matches | None,
-    iou_type: str,
-    params: CocoParams,
-    options: BootstrapOptions,
-    backend: str,
-    detections: int,
-) -> CocoScores:
-    names, images = category_names(ground_truth, params), len(ground_truth["images"])
-    tables: PrecisionRecall
-    if backend in OTHER_BACKENDS and iou_type != "boundary":
-        assert records is not None
-        tables = OTHER_BACKENDS[backend](ground_truth, records, iou_type, params)
-    else:
-        assert matches is not None
-        tables = accumulate(matches, params, len(names))
-    replicates: Replicates | None = None
-    if options.replicates:
-        assert matches is not None
-        weights = draw_weights(images, options.replicates, options.seed)
-        replicates = replicate(matches, params, len(names), weights)
-    return make_scores(
-        tables,
-        replicates,
-        params,
-        options,
-        iou_type=iou_type,
-        categories=names,
-        images=images,
-        detections=detections,
-    )

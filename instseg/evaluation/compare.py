@@ -101,7 +101,7 @@ def compare_records(
         raise ValueError("a comparison needs replicates; 200 are usual")
     matches = [match_records(ground_truth, records, iou_type, params) for records in (a, b)]
     vocabulary = Vocabulary.of(ground_truth)
-    names = category_names(ground_truth, params)
+    names = ["all"] if params.class_agnostic else category_names(ground_truth)
     (first, first_drawn), (second, second_drawn) = (
         _figures(m, params, options, vocabulary, names, iou_type) for m in matches
     )

@@ -49,7 +49,8 @@ def prepare_ground_truth(
         source: what error messages call it, as a rule the file.
 
     Returns:
-        A COCO dictionary of ``images`` (id, height, width, file_name), ``annotations`` and ``categories``.
+        A COCO dictionary of ``images`` (id, height, width, file_name), ``annotations`` and
+        ``categories``.
 
     Raises:
         GroundTruthError: a list or key is missing, an id is unknown or used twice, a box or mask is

@@ -90,6 +90,41 @@ class Vocabulary:
         return cls(images, categories)
 
 
+@dataclass(frozen=True)
+class ScoringData:
+    """All that is scored.
+
+    Args:
+        iou_type: one of `IOU_TYPES`.
+        vocabulary: the ids of images and categories.
+        category_names: in the order of the vocabulary.
+        truth: in the annotations' order, which decides among ties.
+        detections: in the records' order.
+    """
+
+    iou_type: str
+    vocabulary: Vocabulary
+    category_names: list[str]
+    truth: Truth
+    detections: Detections
+
+    @classmethod
+    def of(
+        cls, ground_truth: dict[str, Any], records: Sequence[dict[str, Any]], iou_type: str
+    ) -> ScoringData:
+        """Of a prepared COCO dictionary and checked records."""
+        vocabulary = Vocabulary.of(ground_truth)
+        sizes = {i["id"]: (i.get("height"), i.get("width")) for i in ground_truth["images"]}
+        categories = sorted(ground_truth["categories"], key=lambda c: int(c["id"]))
+        return cls(
+            iou_type,
+            vocabulary,
+            [c["name"] for c in categories],
+            truth_table(ground_truth["annotations"], vocabulary, sizes, iou_type),
+            detection_table(records, vocabulary, iou_type),
+        )
+
+
 def truth_table(
     annotations: Sequence[dict[str, Any]],
     vocabulary: Vocabulary,

@@ -24,6 +24,7 @@ from instseg.evaluation.coco import (
 from instseg.evaluation.ground_truth import prepare_ground_truth
 from instseg.evaluation.params import CocoParams
 from instseg.evaluation.results import check_results
+from instseg.evaluation.tables import ScoringData
 
 IOU_TYPES = ("bbox", "segm")
 Sets = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -163,7 +164,7 @@ def tables_of(
     params: CocoParams,
 ) -> PrecisionRecall:
     if backend in OTHER_BACKENDS:
-        return OTHER_BACKENDS[backend](truth, records, iou_type, params)
+        return OTHER_BACKENDS[backend](ScoringData.of(truth, records, iou_type), params)
     categories = 1 if params.class_agnostic else len(truth["categories"])
     return accumulate(match_records(truth, records, iou_type, params), params, categories)
 
