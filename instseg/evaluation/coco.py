@@ -13,6 +13,7 @@ from instseg.evaluation.accumulate import PrecisionRecall, accumulate
 from instseg.evaluation.backends import Backend, score_hotcoco, score_pycocotools
 from instseg.evaluation.bootstrap import draw_weights, replicate
 from instseg.evaluation.collector import RecordCollector
+from instseg.evaluation.fast_files import read_fast
 from instseg.evaluation.ground_truth import (
     GroundTruthError,
     has_segmentations,
@@ -204,19 +205,33 @@ def evaluate_files(
         OSError: a file cannot be read.
     """
     check_choices(iou_types or IOU_TYPES, backend)
-    prepared, checked, iou_types = read_files(gt, dt, iou_types)
+    data = None if "boundary" in (iou_types or ()) else read_fast(gt, dt, iou_types)
+    if data is not None:
+        return {d.iou_type: score_data(d, backend, params, intervals) for d in data}
+    prepared, (checked,), iou_types = read_files(gt, [dt], iou_types)
     return score(prepared, checked, iou_types, backend, params, intervals)
 
 
 def read_files(
-    gt: Path, dt: Path, iou_types: Sequence[str] | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[str, ...]]:
-    """Read and check both files: (ground truth, records, IoU types); see `evaluate_files`."""
-    truth, records = read_json(gt, GroundTruthError), read_results(dt)
-    iou_types = tuple(iou_types or _shared_iou_types(truth, records))
-    prepared = prepare_ground_truth(truth, shapes_of(iou_types), source=str(gt))
-    checked = check_results(records, prepared, shapes_of(iou_types), source=str(dt))
-    return prepared, checked, iou_types
+    gt: Path, dts: Sequence[Path], iou_types: Sequence[str] | None = None
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]], tuple[str, ...]]:
+    """Read and check an annotation file and result files for it.
+
+    Returns:
+        The prepared ground truth, the checked records of each result file and the IoU types: those
+        asked for, or boxes, and masks if all files have them.
+
+    Raises:
+        GroundTruthError, ResultsError: as `evaluate_files`.
+        OSError: a file cannot be read.
+    """
+    truth = read_json(gt, GroundTruthError)
+    records = [read_results(dt) for dt in dts]
+    kinds = tuple(iou_types or _shared_iou_types(truth, records))
+    shapes = shapes_of(kinds)
+    prepared = prepare_ground_truth(truth, shapes, source=str(gt))
+    pairs = zip(dts, records, strict=True)
+    return prepared, [check_results(r, prepared, shapes, source=str(dt)) for dt, r in pairs], kinds
 
 
 def score(
@@ -323,8 +338,8 @@ def category_names(ground_truth: dict[str, Any]) -> list[str]:
     return [c["name"] for c in sorted(ground_truth["categories"], key=lambda c: int(c["id"]))]
 
 
-def _shared_iou_types(truth: Any, records: list[Any]) -> tuple[str, ...]:
+def _shared_iou_types(truth: Any, results: Sequence[list[Any]]) -> tuple[str, ...]:
     # Results of no detections do not say what they are for.
-    masks = has_segmentations(records) or not records
+    masks = all(has_segmentations(records) or not records for records in results)
     annotations = truth.get("annotations") if isinstance(truth, dict) else None
     return DEFAULT_IOU_TYPES if masks and has_segmentations(annotations) else ("bbox",)

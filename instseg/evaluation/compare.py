@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from instseg.evaluation.accumulate import accumulate
 from instseg.evaluation.bootstrap import draw_weights, p_value, replicate, standard_error
-from instseg.evaluation.coco import category_names, match_records
+from instseg.evaluation.coco import category_names, match_records, read_files
 from instseg.evaluation.matching import Matches
 from instseg.evaluation.params import CocoParams, metrics_of
 from instseg.evaluation.per_image import average_precision_of_images
@@ -78,6 +79,32 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
         return asdict(self)
+
+
+def compare_files(
+    gt: Path,
+    a: Path,
+    b: Path,
+    iou_types: Sequence[str] | None = None,
+    params: CocoParams | None = None,
+    options: BootstrapOptions | None = None,
+) -> dict[str, Comparison]:
+    """Compare two result files: see `compare_records`.
+
+    Args:
+        gt: COCO annotations.
+        a: COCO results of the first model.
+        b: of the second.
+        iou_types: some of `IOU_TYPES`. None compares boxes, and masks if all three files have them.
+        params: thresholds, areas and limits; COCO's by default.
+        options: of the bootstrap.
+
+    Raises:
+        ValueError: as `compare_records`; a file has a defect, and the message names it.
+        OSError: a file cannot be read.
+    """
+    ground_truth, (first, second), kinds = read_files(gt, [a, b], iou_types)
+    return {t: compare_records(ground_truth, first, second, t, params, options) for t in kinds}
 
 
 def compare_records(

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from instseg.evaluation.bootstrap import Interval
+from instseg.evaluation.compare import Comparison, Difference
 from instseg.evaluation.json_file import write_json
 from instseg.evaluation.params import Metric, metrics_of
 from instseg.evaluation.scores import CocoScores
@@ -45,6 +46,46 @@ def summary_lines(scores: Mapping[str, CocoScores]) -> list[str]:
             for metric in metrics_of(score.params)
         )
     return lines
+
+
+def comparison_tables(comparison: Comparison, shown: int = 10) -> list[Table]:
+    """The figures of two models, and the categories and images that make the difference."""
+    percent = f"{100 * comparison.options.confidence:g} %"
+    title = f"{_TITLES[comparison.iou_type]}: B - A on the same images"
+    figures = _difference_table(title, "figure", percent, comparison.stats)
+    categories = _difference_table(
+        "Categories that differ most in AP",
+        "category",
+        percent,
+        dict(list(comparison.per_category.items())[:shown]),
+    )
+    images = Table(title="Images that differ most in AP")
+    for heading in ("image id", "A", "B", "B - A"):
+        images.add_column(heading, justify="right")
+    for image in comparison.images[:shown]:
+        values = f"{image.a:0.3f}", f"{image.b:0.3f}", f"{image.difference:+0.3f}"
+        images.add_row(str(image.image_id), *values)
+    return [figures, categories, images]
+
+
+def _difference_table(
+    title: str, what: str, percent: str, differences: Mapping[str, Difference]
+) -> Table:
+    table = Table(title=title)
+    table.add_column(what)
+    for heading in ("A", "B", "B - A", f"{percent} interval", "p-value"):
+        table.add_column(heading, justify="right")
+    for name, d in differences.items():
+        known = d.difference is not None and d.low is not None
+        table.add_row(
+            escape(name),
+            _number(d.a),
+            _number(d.b),
+            "-" if d.difference is None else f"{d.difference:+0.3f}",
+            f"[{d.low:+0.3f}, {d.high:+0.3f}]" if known else "-",
+            "-" if d.p_value is None else f"{d.p_value:0.3f}",
+        )
+    return table
 
 
 def write_scores(scores: Mapping[str, CocoScores], path: Path) -> None:
