@@ -16,6 +16,7 @@ from instseg.data.image_io import ImageError
 from instseg.engine.errors import EngineError
 from instseg.evaluation.ground_truth import GroundTruthError
 from instseg.evaluation.results import ResultsError
+from instseg.evaluation.slices import SliceError
 
 # Errors whose message tells the user what to mend. Anything else is a defect of instseg, and its
 # traceback is wanted.
@@ -28,6 +29,7 @@ _EXPECTED = (
     ImageError,
     OSError,
     ResultsError,
+    SliceError,
 )
 
 

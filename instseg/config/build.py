@@ -19,11 +19,14 @@ from instseg.data.index import CocoIndex
 from instseg.data.loader import DetectionLoader
 from instseg.data.sampling import EvalSampler, TrainBatchSampler
 from instseg.data.transforms import SimpleCopyPaste
+from instseg.engine.distributed import rank_and_size
 from instseg.engine.optim import build_optimizer as make_optimizer
 from instseg.engine.options import TrainerOptions
 from instseg.engine.protocols import ScheduleFn
 from instseg.engine.schedule import Cosine, MultiStep
-from instseg.evaluation.coco import METRIC_NAMES, CocoEvaluator
+from instseg.evaluation.coco import METRIC_NAMES, CocoEvaluator, shapes_of
+from instseg.evaluation.params import CocoParams
+from instseg.evaluation.scores import BootstrapOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ def build_train_loader(config: Config, index: CocoIndex) -> DetectionLoader:
 
 
 def build_val_loader(config: Config, index: CocoIndex) -> DetectionLoader:
-    """Every image of the validation part once, in order."""
+    """Every image of the validation part once, in order; in a process group this one's share."""
     dataset = DetectionDataset(
         index.records,
         build_transforms(config.data.val_transforms),
@@ -63,7 +66,11 @@ def build_val_loader(config: Config, index: CocoIndex) -> DetectionLoader:
         with_masks=False,
         on_error=config.data.on_error,
     )
-    return _loader(config, dataset, EvalSampler(len(index.records), config.data.val_batch_size))
+    rank, world_size = rank_and_size()
+    sampler = EvalSampler(
+        len(index.records), config.data.val_batch_size, rank=rank, world_size=world_size
+    )
+    return _loader(config, dataset, sampler)
 
 
 def _loader(
@@ -77,10 +84,19 @@ def _loader(
     )
 
 
-def build_evaluator(config: Config, index: CocoIndex, class_names: Sequence[str]) -> CocoEvaluator:
+def build_evaluator(
+    config: Config,
+    index: CocoIndex,
+    class_names: Sequence[str],
+    *,
+    params: CocoParams | None = None,
+    intervals: BootstrapOptions | None = None,
+    keep_results: bool = False,
+) -> CocoEvaluator:
     """An evaluator of the model's classes on the ground truth of ``index``.
 
-    Classes of the ground truth that the model does not know count as missed, with a warning.
+    Classes of the ground truth that the model does not know count as missed, with a warning. The
+    other arguments are those of `CocoEvaluator`.
 
     Raises:
         ConfigError: the data set lacks one of the classes.
@@ -97,7 +113,10 @@ def build_evaluator(config: Config, index: CocoIndex, class_names: Sequence[str]
         index.coco,
         [by_name[name] for name in class_names],
         iou_types=iou_types(config),
+        params=params,
+        intervals=intervals,
         backend=config.evaluation.backend,
+        keep_results=keep_results,
     )
 
 
@@ -218,14 +237,15 @@ def iou_types(config: Config) -> list[str]:
     chosen = config.evaluation.iou_types
     if chosen is None:
         return ["bbox", "segm"] if has_masks(config) else ["bbox"]
-    if "segm" in chosen and not has_masks(config):
-        raise ConfigError("evaluation.iou_types asks for segm, but the model predicts no masks")
+    if "segm" in shapes_of(chosen) and not has_masks(config):
+        asked = ", ".join(chosen)
+        raise ConfigError(f"evaluation.iou_types asks for {asked}, but the model predicts no masks")
     return list(chosen)
 
 
 def read_val_index(config: Config) -> CocoIndex:
     """The validation data, with masks where they are scored."""
-    return read_index(config.data.val, need_masks="segm" in iou_types(config))
+    return read_index(config.data.val, need_masks="segm" in shapes_of(iou_types(config)))
 
 
 def has_masks(config: Config) -> bool:

@@ -110,9 +110,12 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     """How predictions are scored."""
 
-    iou_types: Annotated[list[Literal["bbox", "segm"]], Field(min_length=1)] | None = None
-    """null for all that the model predicts."""
+    iou_types: Annotated[list[Literal["bbox", "segm", "boundary"]], Field(min_length=1)] | None = (
+        None
+    )
+    """null for boxes, and masks if the model predicts them."""
     backend: Literal["instseg", "hotcoco", "pycocotools"] = "instseg"
+    """Who computes the figures; all agree. "instseg" keeps no masks in memory meanwhile."""
 
 
 class InferenceConfig(Section):

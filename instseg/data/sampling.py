@@ -110,20 +110,34 @@ class TrainBatchSampler:
 
 
 class EvalSampler:
-    """Every image once, in the order of the data set; the last batch may be smaller."""
+    """Every image once, in the order of the data set; the last batch may be smaller.
 
-    def __init__(self, num_samples: int, batch_size: int) -> None:
+    Args:
+        num_samples: images of the data set.
+        batch_size: images of a batch.
+        rank: which of the processes this is.
+        world_size: how many processes share the batches. Whole batches are dealt out, so that an
+            image has the same neighbours, hence the same padding, whatever their number.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         self.batch_size = batch_size
         self._num_samples = num_samples
+        self._part = slice(rank, None, world_size)
 
     def __len__(self) -> int:
-        return -(-self._num_samples // self.batch_size)
+        return len(range(-(-self._num_samples // self.batch_size))[self._part])
 
     def batches(self, epoch: int) -> list[list[SampleKey]]:
         """The keys of every batch, in order; ``epoch`` is only passed on to the samples."""
-        return _chunks([SampleKey(epoch, i) for i in range(self._num_samples)], self.batch_size)
+        keys = [SampleKey(epoch, i) for i in range(self._num_samples)]
+        return _chunks(keys, self.batch_size)[self._part]
 
 
 def _permutation(length: int, seed: int, epoch: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from instseg.engine.amp import Amp, autocast
+from instseg.engine.distributed import merge_evaluators
 from instseg.engine.protocols import Evaluator, Loader, ScoresT
 from instseg.engine.rng import preserved_rng
 
@@ -26,6 +27,7 @@ def evaluate(
 ) -> dict[str, ScoresT]:
     """Predict every image of ``loader`` and score the predictions.
 
+    In a process group every process reads its own part, and all return the scores of the whole.
     Predictions are carried back to the size each image has on the disk. Mode and global random
     state are as before when it returns, so that training goes on as if nothing had happened.
 
@@ -70,4 +72,5 @@ def evaluate(
     finally:
         if was_training:
             model.train()
+    merge_evaluators(evaluator)
     return evaluator.compute()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -76,6 +76,9 @@ class Evaluator(Protocol[ScoresT]):
 
     def update(self, image_ids: Sequence[int], predictions: Sequence[Instances]) -> None:
         """Take the predictions for some images, in the original images' coordinates."""
+
+    def merge(self, other: Self) -> None:
+        """Take over what another process's evaluator has seen and this one has not."""
 
     def compute(self) -> dict[str, ScoresT]:
         """The scores by kind: ``{"bbox": ..., "segm": ...}``."""

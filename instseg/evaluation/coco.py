@@ -83,7 +83,7 @@ class CocoEvaluator(RecordCollector):
         self._options = intervals or BootstrapOptions()
         self._backend = backend
         self._kept = keep_results or backend != "instseg"
-        self._streams = {t: MatchStream(self._ground_truth, t, self.params) for t in iou_types}
+        self._streams = {t: MatchStream(self.ground_truth, t, self.params) for t in iou_types}
 
     def add_records(self, records: Mapping[int, list[dict[str, Any]]]) -> None:
         """Match the records of new images, and keep them only if they are asked for later."""
@@ -126,7 +126,7 @@ class CocoEvaluator(RecordCollector):
         """Score what was added, by IoU type."""
         if self._backend in OTHER_BACKENDS:
             return score(
-                self._ground_truth,
+                self.ground_truth,
                 self.results(),
                 tuple(self._streams),
                 self._backend,
@@ -138,7 +138,7 @@ class CocoEvaluator(RecordCollector):
                 stream.matches(),
                 iou_type,
                 stream.vocabulary,
-                category_names(self._ground_truth),
+                category_names(self.ground_truth),
                 self.detections,
                 self.params,
                 self._options,

@@ -38,7 +38,7 @@ class RecordCollector:
         if image_ids is not None:
             ground_truth = _restricted(ground_truth, image_ids)
         self.iou_types = tuple(iou_types)
-        self._ground_truth = ground_truth
+        self.ground_truth = ground_truth
         self._category_ids = list(category_ids)
         self._sizes = image_sizes(ground_truth)
         self._records: dict[int, list[dict[str, Any]]] = {}

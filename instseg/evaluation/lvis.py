@@ -171,7 +171,7 @@ class LvisEvaluator(RecordCollector):
     def compute(self) -> dict[str, LvisScores]:
         """Score what was added, by IoU type."""
         records = self.results()
-        return {t: _score(self._ground_truth, records, t) for t in self.iou_types}
+        return {t: _score(self.ground_truth, records, t) for t in self.iou_types}
 
 
 def evaluate_lvis(

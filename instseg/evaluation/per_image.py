@@ -10,6 +10,7 @@ from instseg.evaluation.accumulate import RECALLS, accumulate
 from instseg.evaluation.matching import Matches
 from instseg.evaluation.params import CocoParams, metrics_of
 from instseg.evaluation.scores import metric_value
+from instseg.evaluation.slices import SliceError
 from instseg.evaluation.tables import Bools, Floats, Ints, Vocabulary
 
 
@@ -58,7 +59,7 @@ def slice_stats(
         slices: image ids by name.
 
     Raises:
-        ValueError: a slice is empty or names an image that is not scored.
+        SliceError: a slice is empty or names an image that is not scored.
     """
     categories = 1 if params.class_agnostic else len(vocabulary.categories)
     stats = {}
@@ -67,7 +68,7 @@ def slice_stats(
         if not ids or int(chosen.sum()) != len(set(ids)):
             unknown = sorted(set(ids) - set(vocabulary.images.tolist()))
             what = f"has unknown image ids {unknown[:5]}" if unknown else "is empty"
-            raise ValueError(f"the slice {name!r} {what}")
+            raise SliceError(f"the slice {name!r} {what}")
         tables = accumulate(matches.on_images(chosen), params, categories)
         stats[name] = {m.name: metric_value(m, tables, params) for m in metrics_of(params)}
     return stats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich.markup import escape
 from rich.table import Table
@@ -15,20 +16,23 @@ from instseg.evaluation.params import Metric, metrics_of
 from instseg.evaluation.scores import CocoScores
 
 _TITLES = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
-_CATEGORY_METRICS = ("AP", "AP50", "AP75", "AR100")
 
 
 def category_table(scores: Mapping[str, CocoScores]) -> Table:
-    """AP, AP50, AP75 and AR100 of each category, box and mask side by side."""
+    """AP, AP50, AP75 and AR at the last limit of each category, IoU types side by side."""
     table = Table(title="Scores by category")
     table.add_column("category")
+    first = next(iter(scores.values()))
+    chosen = [
+        metric.name
+        for metric in metrics_of(first.params)
+        if metric.area == "all" and metric.max_detections == first.params.max_detections[-1]
+    ]
     for iou_type in scores:
-        for name in _CATEGORY_METRICS:
+        for name in chosen:
             table.add_column(f"{_TITLES[iou_type]} {name}", justify="right")
-    for category in next(iter(scores.values())).per_category:
-        values = (
-            s.per_category[category][name] for s in scores.values() for name in _CATEGORY_METRICS
-        )
+    for category in first.per_category:
+        values = (s.per_category[category][name] for s in scores.values() for name in chosen)
         table.add_row(escape(category), *map(_number, values))
     return table
 
@@ -88,7 +92,50 @@ def _difference_table(
     return table
 
 
-def write_scores(scores: Mapping[str, CocoScores], path: Path) -> None:
+class Writable(Protocol):
+    """Scores of any kind."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+
+
+class Figures(Protocol):
+    """Scores of any kind with named figures."""
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """The summary figures."""
+
+    @property
+    def per_category(self) -> Mapping[str, Mapping[str, float]]:
+        """The same for each category."""
+
+
+def plain_lines(scores: Mapping[str, Figures]) -> list[str]:
+    """Name and value of each figure, and AP of each category, by IoU type."""
+    lines = []
+    for iou_type, score in scores.items():
+        lines.append(f"{_TITLES[iou_type]}:")
+        lines.extend(f"  {name:8} {_number(value)}" for name, value in score.stats.items())
+        lines.append("  AP by category:")
+        lines.extend(
+            f"    {_number(values['AP'])}  {name}" for name, values in score.per_category.items()
+        )
+    return lines
+
+
+def slice_table(iou_type: str, stats: Mapping[str, Mapping[str, float]]) -> Table:
+    """The figures of named sets of images, a row for each."""
+    table = Table(title=f"{_TITLES[iou_type]}: slices")
+    table.add_column("slice")
+    for name in next(iter(stats.values())):
+        table.add_column(name, justify="right")
+    for name, values in stats.items():
+        table.add_row(escape(name), *map(_number, values.values()))
+    return table
+
+
+def write_scores(scores: Mapping[str, Writable], path: Path) -> None:
     """Write ``{iou_type: scores}`` as JSON; whoever reads it sees the whole file or none.
 
     Raises:

@@ -133,7 +133,7 @@ class VocEvaluator(RecordCollector):
         """Score what was added, by IoU type."""
         records = self.results()
         return {
-            t: _score(self._ground_truth, records, t, self._iou_threshold, self._pixel_boxes)
+            t: _score(self.ground_truth, records, t, self._iou_threshold, self._pixel_boxes)
             for t in self.iou_types
         }
 

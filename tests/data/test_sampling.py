@@ -122,3 +122,15 @@ def test_eval_sampler_goes_in_order():
 def test_senseless_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_processes_share_whole_batches(world_size: int) -> None:
+    whole = EvalSampler(9, 2).batches(0)
+    parts = [EvalSampler(9, 2, rank=r, world_size=world_size) for r in range(world_size)]
+    dealt = [part.batches(0) for part in parts]
+    assert [len(part) for part in parts] == [len(batches) for batches in dealt]
+    together = [batch for batches in dealt for batch in batches]
+    assert sorted(together, key=lambda batch: batch[0].index) == whole
+    with pytest.raises(ValueError, match="rank must be in 0"):
+        EvalSampler(9, 2, rank=world_size, world_size=world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -41,8 +42,10 @@ def make_document(
     }
 
 
-def make_picture(iou_type: str, image_id: int) -> npt.NDArray[np.uint8]:
-    """Discs with boxes or outlines on a grey gradient, ``uint8 [480, 640, 3]`` RGB."""
+def make_picture(
+    iou_type: str, image_id: int, box: Sequence[float] | None
+) -> npt.NDArray[np.uint8]:
+    """Discs with boxes or outlines on a grey gradient, ``uint8 [480, 640, 3]`` RGB, or a part."""
     random = np.random.default_rng(image_id)
     image = np.tile(np.linspace(40, 110, 640)[None, :, None], (480, 1, 3)).astype(np.uint8)
     for _ in range(random.integers(3, 12)):
@@ -54,6 +57,9 @@ def make_picture(iou_type: str, image_id: int) -> npt.NDArray[np.uint8]:
             cv2.rectangle(image, (x - radius, y - radius), (x + radius, y + radius), (255,) * 3, 2)
         else:
             cv2.circle(image, (x, y), radius, (255,) * 3, 2, cv2.LINE_AA)
+    if box is not None:
+        left, top, width, height = (int(v) for v in box)
+        return image[max(0, top - 40) : top + height + 40, max(0, left - 40) : left + width + 40]
     return image
 
 
@@ -147,6 +153,7 @@ def _section(names: tuple[str, ...], seed: int) -> dict[str, Any]:
                 "fn": 7 - i % 5,
                 "f1": 0.2 + 0.1 * (i % 6),
                 "error": None if i < 6 else ERRORS[i - 4],
+                "categories": [names[i % len(names)], names[(i + 3) % len(names)]],
             }
             for i in range(10)
         ],

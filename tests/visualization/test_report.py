@@ -11,6 +11,7 @@ import pytest
 from defusedxml import ElementTree
 
 import instseg.visualization.report as report
+from instseg.visualization.evaluation_picture import Outcome
 from instseg.visualization.report import write_report
 from instseg.visualization.report.confusion import draw_confusion, most_confused_pairs
 from instseg.visualization.report.figures import (
@@ -22,7 +23,7 @@ from instseg.visualization.report.figures import (
 )
 from instseg.visualization.report.page import points
 from instseg.visualization.report.panel import make_panel
-from instseg.visualization.report.pictures import crop_to_data_uri, to_data_uri
+from instseg.visualization.report.pictures import to_data_uri
 from instseg.visualization.report.style import DASH, report_style, to_file, to_inline
 from tests.visualization.report_document import NAMES, make_document, make_picture
 
@@ -67,9 +68,9 @@ def asked():
 
 @pytest.fixture(scope="module")
 def folder(document, asked, tmp_path_factory):
-    def picture(iou_type, image_id):
-        asked.append((iou_type, image_id))
-        return None if image_id == 10 else make_picture(iou_type, image_id)
+    def picture(iou_type, image_id, box):
+        asked.append((iou_type, image_id, box))
+        return None if image_id == 10 else make_picture(iou_type, image_id, box)
 
     folder = tmp_path_factory.mktemp("report") / "new" / "out"
     assert write_report(document, folder, picture) == folder / "report.html"
@@ -117,7 +118,13 @@ def test_ids_are_unique_and_links_lead_somewhere(page, text):
     for name in ("aria-labelledby", "aria-describedby", "aria-controls", "for"):
         assert set(page.attributes(name)) - set(ids) == set()
     # From an error and a category to pictures, and back.
-    for link in ("box-picture-6", "box-error-missed", "mask-suspect-0", "mask-category-1"):
+    for link in (
+        "box-picture-0",
+        "box-picture-6",
+        "box-error-missed",
+        "mask-suspect-0",
+        "mask-category-1",
+    ):
         assert link in links
 
 
@@ -152,6 +159,10 @@ def test_table_of_categories_has_the_numbers(document, page):
             ap = category["AP"]["value"]
             assert keys[3] == ("" if ap == -1 else str(ap))
             assert rows[f"{kind}-category-{i}"][3] == (DASH if ap == -1 else f"{100 * ap:.1f}")
+            # Pictures with its errors, of which there are 10, each with two of the 8 categories.
+            count = sum(name in p["categories"] for p in section["pictures"])
+            assert keys[11] == str(count)
+            assert count > 1
     # "debris" has no ground truth: neither AP nor a best threshold.
     assert page.sort_keys["box-category-6"][3:11] == [""] * 8
     assert rows["box-category-6"].count(DASH) == 8
@@ -168,9 +179,48 @@ def test_summary_shows_all_iou_types_with_intervals(document, page):
     assert next(cells for _, cells in page.rows if cells[0] == "APs")[2:] == [DASH, DASH]
 
 
-def test_each_picture_is_asked_for_once(document, asked, folder):
-    ids = range(1, 11)
-    assert sorted(asked) == [(iou_type, i) for iou_type in ("bbox", "segm") for i in ids]
+def test_a_type_of_figures_alone_is_in_the_summary(document, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_write_figures", lambda *_: dict.fromkeys(FIGURES, ""))
+    stats = {"AP": {"value": 0.123, "low": 0.1, "high": 0.2}}
+    sections = {"bbox": document["iou_types"]["bbox"]}
+    sections["boundary"] = {"stats": stats, "per_category": {}}
+    path = write_report(document | {"iou_types": sections}, tmp_path, make_picture)
+    page = Page(path.read_text(encoding="utf-8"))
+    rows = {cells[0]: cells for _, cells in page.rows}
+    assert rows["Metric"] == ["Metric", "Box", "Boundary"]
+    assert rows["AP"][-2:] == ["12.3", f"10.0{DASH}20.0"]
+    assert rows["AP50"][-1] == DASH
+    assert not any(i.startswith("boundary") for i in page.attributes("id"))
+
+
+def test_without_replicates_no_interval_is_promised(document, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_write_figures", lambda *_: dict.fromkeys(FIGURES, ""))
+    page = write_report(document | {"replicates": 0}, tmp_path, make_picture)
+    assert "95 % bootstrap intervals" in text
+    assert "bootstrap" not in page.read_text(encoding="utf-8")
+
+
+def test_the_legend_is_of_the_lines_that_are_drawn(page, text):
+    strokes = [tag for name, tag in page.tags if name == "path" and "rgb" in tag.get("stroke", "")]
+    legends = len(strokes) // len(Outcome)
+    assert legends == 3  # below each heading of the two galleries, and beside the larger picture
+    for tag, outcome in zip(
+        strokes,
+        (Outcome.FOUND, Outcome.FALSE, Outcome.MISSED, Outcome.TRUTH) * legends,
+        strict=True,
+    ):
+        assert tag["stroke"] == f"rgb{outcome.colour}"
+        dash = tag.get("stroke-dasharray", "").split()
+        assert [int(length) for length in dash] == list(outcome.dash or ())
+    assert text.count("missed object</li>") == legends
+
+
+def test_each_picture_and_each_suspect_box_is_asked_for_once(document, asked, folder):
+    boxes = [s["box"] for s in document["iou_types"]["bbox"]["label_errors"]]
+    expected = [(i, None) for i in range(1, 11)] + list(enumerate(boxes, 1))
+    # All of an image in a row, so that it need not be read twice.
+    expected.sort(key=lambda item: item[0])
+    assert asked == [(iou_type, *item) for iou_type in ("bbox", "segm") for item in expected]
 
 
 def test_an_image_without_picture_says_so(text):
@@ -217,18 +267,6 @@ def test_large_pictures_shrink_and_keep_their_colours():
     assert decode(to_data_uri(np.zeros((1, 5000, 3), np.uint8))).shape == (1, 800, 3)
 
 
-def test_crop_shows_the_box_and_its_surroundings():
-    image = np.zeros((100, 200, 3), np.uint8)
-    image[40:60, 160:190] = 255
-    crop = decode(crop_to_data_uri(image, [160, 40, 30, 20]))
-    # Half of 30 pixels and 4 more on every side: rows 21 to 79, columns 141 to 200, the border.
-    assert crop.shape == (58, 59, 3)
-    assert crop[19 + 10, 19 + 15].min() > 240
-    assert crop[3, 3].max() < 15
-    assert crop_to_data_uri(image, [400, 10, 5, 5]) is None
-    assert crop_to_data_uri(image, [-90, -90, 5, 5]) is None
-
-
 @pytest.mark.parametrize(
     "image",
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
@@ -250,8 +288,9 @@ def test_a_document_with_holes_is_refused(tmp_path):
         write_report(document, tmp_path, make_picture)
     with pytest.raises(ValueError, match=r"one of .*'segm'.*, got '\.\./keypoints'"):
         write_report(document | {"iou_types": {"../keypoints": {}}}, tmp_path, make_picture)
-    with pytest.raises(ValueError, match="'iou_types' is empty"):
-        write_report(document | {"iou_types": {}}, tmp_path, make_picture)
+    for sections in ({}, {"boundary": {"stats": {}, "per_category": {}}}):
+        with pytest.raises(ValueError, match="no IoU type has more than figures"):
+            write_report(document | {"iou_types": sections}, tmp_path, make_picture)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,7 +374,11 @@ def test_bars_of_size_and_crowding_are_recalls(document):
     with report_style():
         left, right = draw_sizes("box", section["sizes"], section["crowding"]).figure.axes
     assert [bar.get_height() for bar in left.patches] == [0, 330 / 503, 301 / 350]
-    assert [text.get_text() for text in left.texts] == ["0 / 0", "330 / 503", "301 / 350"]
+    assert [label.get_text() for label in left.get_xticklabels()] == [
+        "small\n0 / 0",
+        "medium\n330 / 503",
+        "large\n301 / 350",
+    ]
     assert [bar.get_height() for bar in right.patches] == [0.9, 0.855, 0.75, 0.6]
     assert left.lines[0].get_ydata()[1:].tolist() == [0.52, 0.71]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from hotcoco import metrics
 
-from instseg.evaluation.reasons.matches import Matches
+from instseg.evaluation.reasons.matches import MatchTable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Calibration:
     bins: list[CalibrationBin]
 
 
-def calibrate(matches: Matches) -> Calibration:
+def calibrate(matches: MatchTable) -> Calibration:
     """Compare scores with the precision reached.
 
     Scores outside [0, 1], which COCO allows, fall in the first or last bin, with a warning.

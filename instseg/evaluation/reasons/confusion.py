@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instseg.evaluation.reasons.matches import FOREGROUND_IOU, Matches
+from instseg.evaluation.reasons.matches import FOREGROUND_IOU, MatchTable
 from instseg.evaluation.reasons.thresholds import Operation
 
 BACKGROUND = "background"
@@ -27,7 +27,7 @@ class Confusion:
     matrix: list[list[int]]
 
 
-def confuse(matches: Matches, operation: Operation) -> Confusion:
+def confuse(matches: MatchTable, operation: Operation) -> Confusion:
     """Count true positives on the diagonal, then pair what they leave over.
 
     Each remaining detection, best score first, takes the remaining object of another category that
@@ -53,7 +53,7 @@ def confuse(matches: Matches, operation: Operation) -> Confusion:
     return Confusion([*matches.names, BACKGROUND], matrix.tolist())
 
 
-def _pairs(matches: Matches, operation: Operation) -> list[tuple[int, int]]:
+def _pairs(matches: MatchTable, operation: Operation) -> list[tuple[int, int]]:
     """(false positive, object of another category), best score first, then highest IoU."""
     pairs, detections = matches.overlaps, matches.detections
     other = detections.category[pairs.detection] != matches.objects.category[pairs.object]

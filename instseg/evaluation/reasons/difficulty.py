@@ -8,7 +8,7 @@ import hotcoco
 import numpy as np
 
 from instseg.evaluation.reasons.curves import mean_precision
-from instseg.evaluation.reasons.matches import Flags, Matches
+from instseg.evaluation.reasons.matches import Flags, MatchTable
 
 CROWDING = (
     ("1 object in the image", 1, 1),
@@ -56,7 +56,7 @@ class SizeRecall:
     AP: float
 
 
-def by_size(matches: Matches, evaluation: hotcoco.COCOeval) -> list[SizeRecall]:
+def by_size(matches: MatchTable, evaluation: hotcoco.COCOeval) -> list[SizeRecall]:
     """Recall and AP of COCO's three sizes, from an accumulated evaluation."""
     area, parameters = matches.objects.area, evaluation.params
     sizes = []
@@ -69,7 +69,7 @@ def by_size(matches: Matches, evaluation: hotcoco.COCOeval) -> list[SizeRecall]:
     return sizes
 
 
-def by_crowding(matches: Matches) -> list[CrowdingRecall]:
+def by_crowding(matches: MatchTable) -> list[CrowdingRecall]:
     """Recall by the number of objects in an object's image."""
     image = matches.objects.image
     number = np.bincount(image, minlength=len(matches.images))[image]
@@ -81,7 +81,7 @@ def by_crowding(matches: Matches) -> list[CrowdingRecall]:
     ]
 
 
-def _recall(matches: Matches, chosen: Flags) -> tuple[int, int, float]:
+def _recall(matches: MatchTable, chosen: Flags) -> tuple[int, int, float]:
     objects = int(np.count_nonzero(chosen))
     found = int(np.count_nonzero(chosen & (matches.objects.finder >= 0)))
     return objects, found, found / objects if objects else -1.0

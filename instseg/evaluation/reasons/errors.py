@@ -18,7 +18,7 @@ from instseg.evaluation.reasons.matches import (
     Flags,
     Floats,
     Indices,
-    Matches,
+    MatchTable,
 )
 
 
@@ -80,7 +80,7 @@ class ErrorCost:
     delta_ap: float
 
 
-def classify(matches: Matches) -> Errors:
+def classify(matches: MatchTable) -> Errors:
     """Sort false positives and objects not found into TIDE's types."""
     same_iou, same = matches.best_overlap(same_category=True)
     other_iou, other = matches.best_overlap(same_category=False)
@@ -108,7 +108,7 @@ def classify(matches: Matches) -> Errors:
     return Errors(kind, target, missed)
 
 
-def error_costs(matches: Matches, errors: Errors) -> dict[str, ErrorCost]:
+def error_costs(matches: MatchTable, errors: Errors) -> dict[str, ErrorCost]:
     """Count the errors of each type and mend them, one type at a time.
 
     Mended (section 2.3), an error of classification or localisation becomes a true positive, or
@@ -131,7 +131,7 @@ def error_costs(matches: Matches, errors: Errors) -> dict[str, ErrorCost]:
     }
 
 
-def _mended(matches: Matches, errors: Errors, error_type: ErrorType) -> float:
+def _mended(matches: MatchTable, errors: Errors, error_type: ErrorType) -> float:
     """AP at IoU 0.5 without the errors of a type."""
     detections, objects = matches.detections, matches.objects_of_categories()
     scored = np.flatnonzero(objects)
@@ -147,7 +147,7 @@ def _mended(matches: Matches, errors: Errors, error_type: ErrorType) -> float:
     return _mean_ap(category[kept], detections.score[kept], correct[kept], objects, scored)
 
 
-def _best_on_each_object(matches: Matches, errors: Errors, chosen: Flags) -> Indices:
+def _best_on_each_object(matches: MatchTable, errors: Errors, chosen: Flags) -> Indices:
     """Of the chosen detections the one of highest score on each object not yet found."""
     rows = np.flatnonzero(chosen)
     rows = rows[matches.objects.finder[errors.target[rows]] < 0]

@@ -11,7 +11,7 @@ import numpy as np
 from hotcoco import primitives
 
 from instseg.evaluation.reasons.errors import Errors, ErrorType
-from instseg.evaluation.reasons.matches import FOREGROUND_IOU, Matches
+from instseg.evaluation.reasons.matches import FOREGROUND_IOU, MatchTable
 from instseg.evaluation.reasons.thresholds import Operation
 
 MOST = 50
@@ -42,7 +42,7 @@ class LabelError:
 
 
 def likely_label_errors(
-    matches: Matches, operation: Operation, errors: Errors, results: list[dict[str, Any]]
+    matches: MatchTable, operation: Operation, errors: Errors, results: list[dict[str, Any]]
 ) -> list[LabelError]:
     """At most `MOST`, best score first.
 
@@ -79,7 +79,7 @@ def likely_label_errors(
 
 
 def _suspects(
-    matches: Matches, operation: Operation, errors: Errors
+    matches: MatchTable, operation: Operation, errors: Errors
 ) -> Iterator[tuple[int, str, int]]:
     """(detection, kind, category of the annotation), best score first."""
     detections, objects = matches.detections, matches.objects

@@ -47,15 +47,17 @@ class Detections:
 
 @dataclass(frozen=True)
 class Objects:
-    """The G annotations that are no crowds.
+    """The G annotations that are no crowds, in order of image id.
 
     Args:
+        id: ``int64 [G]``, the annotation's id.
         image: ``int64 [G]``, index in the images in order of id.
         category: ``int64 [G]``, index in the categories in order of id.
         area: ``float64 [G]``, in pixels.
         finder: ``int64 [G]``, index of the detection that found it; -1 if none did.
     """
 
+    id: Indices
     image: Indices
     category: Indices
     area: Floats
@@ -78,7 +80,7 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
-class Matches:
+class MatchTable:
     """All that the reasons are read from.
 
     Args:
@@ -123,7 +125,7 @@ def match(
     ground_truth: dict[str, Any],
     results: list[dict[str, Any]],
     iou_type: str,
-) -> Matches:
+) -> MatchTable:
     """Read the matches out of an evaluation and measure the overlaps that it does not keep.
 
     Args:
@@ -156,6 +158,7 @@ def match(
     score = np.fromiter((r["score"] for r in results), dtype=np.float64)
     detections = Detections(record, image[record], category[record], score[record], found)
     objects = Objects(
+        id=_column(a["id"] for a in annotations),
         image=np.searchsorted(image_ids, _column(a["image_id"] for a in annotations)),
         category=np.searchsorted(category_ids, _column(a["category_id"] for a in annotations)),
         area=np.fromiter((a["area"] for a in annotations), dtype=np.float64),
@@ -166,7 +169,7 @@ def match(
         detections, objects, [r[shape] for r in results], [a[shape] for a in annotations], images
     )
     names = [category["name"] for category in categories]
-    return Matches(images, names, detections, objects, overlaps)
+    return MatchTable(images, names, detections, objects, overlaps)
 
 
 def _column(values: Iterable[int]) -> Indices:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from instseg.evaluation.reasons.errors import Errors, ErrorType
-from instseg.evaluation.reasons.matches import Indices, Matches
-from instseg.evaluation.reasons.thresholds import Operation
+from instseg.evaluation.reasons.matches import Indices, MatchTable
+from instseg.evaluation.reasons.outcomes import Outcomes
 
 WORST = 12
 INSTRUCTIVE_OF_EACH_TYPE = 2
@@ -29,6 +29,7 @@ class Picture:
         fn: objects not found.
         f1: 2 tp / (2 tp + fp + fn); 1 where there is nothing to find and nothing was.
         error: the type of error it shows; None in the group "worst".
+        categories: those of its false detections and of the objects missed, most errors first.
     """
 
     image_id: int
@@ -40,6 +41,7 @@ class Picture:
     fn: int
     f1: float
     error: str | None
+    categories: list[str]
 
 
 @dataclass(frozen=True)
@@ -59,50 +61,61 @@ class _Counts:
         return float(2 * self.tp[image] / all_counts) if all_counts else 1.0
 
 
-def choose_pictures(matches: Matches, operation: Operation, errors: Errors) -> list[Picture]:
+def choose_pictures(matches: MatchTable, outcomes: Outcomes, errors: Errors) -> list[Picture]:
     """At most 24 images, each once: those of lowest F1, and clear examples of each type of error.
 
     The worst are at most half of the images with an error, to leave examples over. Of equal F1 the
-    image with more errors is worse. Examples are the detections of highest score, and the largest
-    of the missed objects, each in an image of its own.
+    image with more errors is worse. Examples are the detections of highest score that reach their
+    category's threshold, and the largest of the missed objects, each in an image of its own.
     """
-    counts = _count(matches, operation)
+    counts = _count(matches, outcomes)
     faulty = np.flatnonzero(counts.errors)
     f1 = np.array([counts.f1(i) for i in faulty.tolist()])
     worst = faulty[np.lexsort((-counts.errors[faulty], f1))]
     worst = worst[: min(WORST, -(-len(faulty) // 2))]
-    pictures = [
-        _picture(
-            matches,
-            counts,
-            image,
-            why=f"{counts.fn[image]} missed, {counts.fp[image]} false, F1 {counts.f1(image):.2f}",
-        )
-        for image in worst.tolist()
+    chosen: list[tuple[int, str, ErrorType | None]] = [
+        (i, f"{counts.fn[i]} missed, {counts.fp[i]} false, F1 {counts.f1(i):.2f}", None)
+        for i in worst.tolist()
     ]
     shown = set(worst.tolist())
     for error_type in ErrorType:
         left = INSTRUCTIVE_OF_EACH_TYPE
-        for image, why in _examples(matches, errors, error_type):
+        for image, why in _examples(matches, outcomes, errors, error_type):
             if left == 0:
                 break
             if image not in shown:
                 shown.add(image)
                 left -= 1
-                pictures.append(_picture(matches, counts, image, why=why, error=error_type))
-    return pictures
+                chosen.append((image, why, error_type))
+    return [_picture(matches, outcomes, counts, *choice) for choice in chosen]
 
 
-def _count(matches: Matches, operation: Operation) -> _Counts:
-    images = len(matches.images)
-    true = operation.kept & (matches.detections.found >= 0)
-    kept = np.bincount(matches.detections.image[operation.kept], minlength=images)
-    tp = np.bincount(matches.detections.image[true], minlength=images)
-    return _Counts(tp, kept - tp, np.bincount(matches.objects.image, minlength=images) - tp)
+def _count(matches: MatchTable, outcomes: Outcomes) -> _Counts:
+    image, images = matches.detections.image, len(matches.images)
+    return _Counts(
+        tp=np.bincount(image[outcomes.true], minlength=images),
+        fp=np.bincount(image[outcomes.false], minlength=images),
+        fn=np.bincount(matches.objects.image[outcomes.missed], minlength=images),
+    )
+
+
+def _categories(matches: MatchTable, outcomes: Outcomes, image: int) -> list[str]:
+    """The categories of an image's errors, most errors first."""
+    detections, objects = matches.detections, matches.objects
+    false = detections.category[outcomes.false & (detections.image == image)]
+    missed = objects.category[outcomes.missed & (objects.image == image)]
+    errors = np.bincount(np.concatenate([false, missed]), minlength=len(matches.names))
+    most_first = np.argsort(-errors, kind="stable")[: np.count_nonzero(errors)]
+    return [matches.names[k] for k in most_first.tolist()]
 
 
 def _picture(
-    matches: Matches, counts: _Counts, image: int, *, why: str, error: ErrorType | None = None
+    matches: MatchTable,
+    outcomes: Outcomes,
+    counts: _Counts,
+    image: int,
+    why: str,
+    error: ErrorType | None,
 ) -> Picture:
     return Picture(
         image_id=matches.images[image]["id"],
@@ -114,10 +127,13 @@ def _picture(
         fn=int(counts.fn[image]),
         f1=counts.f1(image),
         error=None if error is None else error.name.lower(),
+        categories=_categories(matches, outcomes, image),
     )
 
 
-def _examples(matches: Matches, errors: Errors, error_type: ErrorType) -> Iterator[tuple[int, str]]:
+def _examples(
+    matches: MatchTable, outcomes: Outcomes, errors: Errors, error_type: ErrorType
+) -> Iterator[tuple[int, str]]:
     """(image, why) for each error of a type, the clearest first."""
     detections, objects, names = matches.detections, matches.objects, matches.names
     if error_type is ErrorType.MISSED:
@@ -125,7 +141,7 @@ def _examples(matches: Matches, errors: Errors, error_type: ErrorType) -> Iterat
         for row in rows[np.argsort(-objects.area[rows], kind="stable")].tolist():
             yield int(objects.image[row]), f"missed: {names[objects.category[row]]}"
         return
-    rows = np.flatnonzero(errors.kind == error_type)
+    rows = np.flatnonzero(outcomes.false & (errors.kind == error_type))
     for row in rows[np.argsort(-detections.score[rows], kind="stable")].tolist():
         category = names[detections.category[row]]
         why = f"{error_type.name.lower()}: {category} at score {detections.score[row]:.2f}"

@@ -20,7 +20,8 @@ from instseg.evaluation.reasons.difficulty import (
 )
 from instseg.evaluation.reasons.errors import ErrorCost, classify, error_costs
 from instseg.evaluation.reasons.label_errors import LabelError, likely_label_errors
-from instseg.evaluation.reasons.matches import Matches, match
+from instseg.evaluation.reasons.matches import MatchTable, match
+from instseg.evaluation.reasons.outcomes import ImageOutcome, judge, outcomes_of_images
 from instseg.evaluation.reasons.pictures import Picture, choose_pictures
 from instseg.evaluation.reasons.thresholds import Operation, Threshold, operate
 
@@ -59,6 +60,8 @@ class Reasons:
         operating_scores: by name, the score from which on a detection counts in ``confusion``,
             ``label_errors`` and ``pictures``: the category's best threshold; without one, that of
             all categories together; minus infinity if nothing was found at all.
+        outcomes: by image id, what ``pictures`` counts, for the images of ``pictures`` and of
+            ``label_errors``.
     """
 
     curves: Curves
@@ -71,11 +74,16 @@ class Reasons:
     pictures: list[Picture]
     per_category: dict[str, CategoryReasons]
     operating_scores: dict[str, float]
+    outcomes: dict[int, ImageOutcome]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them; without ``operating_scores``, which may be infinite."""
+        """Plain values, as JSON holds them.
+
+        Without ``operating_scores``, which may be infinite, and ``outcomes``, which point into the
+        records.
+        """
         values = asdict(self)
-        del values["operating_scores"]
+        del values["operating_scores"], values["outcomes"]
         return values
 
 
@@ -100,6 +108,10 @@ def find_reasons(
     evaluation.accumulate()
     matches = match(evaluation, ground_truth, results, iou_type)
     errors, operation = classify(matches), operate(matches)
+    outcomes = judge(matches, operation)
+    label_errors = likely_label_errors(matches, operation, errors, results)
+    pictures = choose_pictures(matches, outcomes, errors)
+    shown = {p.image_id for p in pictures} | {e.image_id for e in label_errors}
     return Reasons(
         curves=precision_recall(evaluation, matches.names),
         errors=error_costs(matches, errors),
@@ -107,15 +119,16 @@ def find_reasons(
         confusion=confuse(matches, operation),
         sizes=by_size(matches, evaluation),
         crowding=by_crowding(matches),
-        label_errors=likely_label_errors(matches, operation, errors, results),
-        pictures=choose_pictures(matches, operation, errors),
+        label_errors=label_errors,
+        pictures=pictures,
         per_category=_per_category(matches, operation, ground_truth, results),
         operating_scores=dict(zip(matches.names, operation.score.tolist(), strict=True)),
+        outcomes=outcomes_of_images(matches, outcomes, shown),
     )
 
 
 def _per_category(
-    matches: Matches,
+    matches: MatchTable,
     operation: Operation,
     ground_truth: dict[str, Any],
     results: list[dict[str, Any]],

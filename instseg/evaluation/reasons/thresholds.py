@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instseg.evaluation.reasons.matches import Flags, Floats, Matches
+from instseg.evaluation.reasons.matches import Flags, Floats, MatchTable
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def best_threshold(score: Floats, correct: Flags, objects: int) -> Threshold | N
     )
 
 
-def operate(matches: Matches) -> Operation:
+def operate(matches: MatchTable) -> Operation:
     """Find each category's best threshold and cut there."""
     detections, objects = matches.detections, matches.objects_of_categories()
     correct = detections.found >= 0

@@ -22,8 +22,9 @@ _KEYS = (
     *("title", "ground_truth", "results", "versions", "created", "images", "objects"),
     *("detections", "categories", "confidence", "replicates", "iou_types"),
 )
-_SECTION_KEYS = (
-    *("stats", "per_category", "curves", "errors", "calibration", "confusion", "sizes"),
+_FIGURES_KEYS = ("stats", "per_category")
+_REASONS_KEYS = (
+    *("curves", "errors", "calibration", "confusion", "sizes"),
     *("crowding", "label_errors", "pictures"),
 )
 
@@ -36,10 +37,11 @@ def write_report(document: dict[str, Any], folder: Path, picture: PictureSource)
 
     Args:
         document: the analysis of an evaluation, as JSON can hold it. -1 and None are missing
-            values, and shown as a dash.
+            values, and shown as a dash. An IoU type of no more than ``stats`` and ``per_category``
+            is shown in the summary alone.
         folder: made if need be; files of an earlier report are replaced.
-        picture: called once for each IoU type and image of the document's ``pictures`` and
-            ``label_errors``.
+        picture: called once for each IoU type and each of its ``pictures``, and for the box of
+            each of its ``label_errors``.
 
     Returns:
         The path of the page.
@@ -51,27 +53,36 @@ def write_report(document: dict[str, Any], folder: Path, picture: PictureSource)
     """
     _check(document)
     write_whole(_to_json(document), folder / "report.json")
-    panels = []
-    for iou_type, section in document["iou_types"].items():
+    sections, panels = document["iou_types"], []
+    for iou_type in (t for t in sections if _has_reasons(sections[t])):
         kind = _KINDS[iou_type]
-        figures = _write_figures(kind, section, folder / "figures")
+        figures = _write_figures(kind, sections[iou_type], folder / "figures")
         panels.append(make_panel(iou_type, kind, document, figures, picture))
+    columns = {_KINDS[iou_type]: section["stats"] for iou_type, section in sections.items()}
     page = folder / "report.html"
     # JSON may hold halves of surrogate pairs, which UTF-8 cannot.
-    write_whole(render_page(document, panels).encode("utf-8", "replace"), page)
+    write_whole(render_page(document, columns, panels).encode("utf-8", "replace"), page)
     return page
 
 
 def _check(document: dict[str, Any]) -> None:
     _require(document, _KEYS, "the report's document")
-    if not document["iou_types"]:
-        raise ValueError("the report's document: 'iou_types' is empty, so nothing is to be shown")
     for iou_type, section in document["iou_types"].items():
         if iou_type not in _KINDS:
             raise ValueError(
                 f"the report's document: IoU type must be one of {tuple(_KINDS)}, got {iou_type!r}"
             )
-        _require(section, _SECTION_KEYS, f"the report's document, IoU type {iou_type!r}")
+        keys = _FIGURES_KEYS + (_REASONS_KEYS if _has_reasons(section) else ())
+        _require(section, keys, f"the report's document, IoU type {iou_type!r}")
+    if not any(map(_has_reasons, document["iou_types"].values())):
+        raise ValueError(
+            "the report's document: no IoU type has more than figures, so nothing is to be shown"
+        )
+
+
+def _has_reasons(section: dict[str, Any]) -> bool:
+    """Whether a section is more than figures, which the summary shows."""
+    return any(key in section for key in _REASONS_KEYS)
 
 
 def _require(record: dict[str, Any], keys: tuple[str, ...], where: str) -> None:

@@ -141,16 +141,16 @@ def draw_sizes(kind: str, sizes: list[Section], crowding: list[Section]) -> Draw
         (panels[1], crowding, "By objects in the image"),
     ):
         recalls = _values([group["recall"] for group in groups])
-        names = [short_name(str(group["name"])) for group in groups]
-        names = [name.removesuffix(" in the image") for name in names]
+        names = [str(group["name"]).removesuffix(" in the image") for group in groups]
+        labels = [
+            f"{short_name(name)}\n{group['found']} / {group['objects']}"
+            for name, group in zip(names, groups, strict=True)
+        ]
         places = np.arange(len(groups))
-        bars = axes.bar(
-            places, np.nan_to_num(recalls), 0.6, color=SERIES[0], alpha=0.55, label="recall"
-        )
-        axes.bar_label(bars, [f"{g['found']} / {g['objects']}" for g in groups], padding=3)
+        axes.bar(places, np.nan_to_num(recalls), 0.6, color=SERIES[0], alpha=0.55, label="recall")
         percent_axis(axes, "y")
-        axes.set(title=title, ylim=(0, 1.1))
-        axes.set_xticks(places, names)
+        axes.set(title=title)
+        axes.set_xticks(places, labels)
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", length=0)
     panels[0].set_ylabel("objects found (%)")

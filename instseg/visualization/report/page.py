@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from instseg.visualization.evaluation_picture import Outcome
 from instseg.visualization.report.confusion import LARGEST
 from instseg.visualization.report.panel import Panel
 from instseg.visualization.report.style import DASH
@@ -30,9 +31,26 @@ _DESCRIPTIONS = {
     "ARl": "large objects",
 }
 
+_LEGEND = tuple(
+    (text, f"rgb{outcome.colour}", outcome.width, " ".join(map(str, outcome.dash or ())))
+    for text, outcome in (
+        ("found", Outcome.FOUND),
+        ("false detection", Outcome.FALSE),
+        ("missed object", Outcome.MISSED),
+        ("ground truth of a found object", Outcome.TRUTH),
+    )
+)
 
-def render_page(document: dict[str, Any], panels: Sequence[Panel]) -> str:
+
+def render_page(
+    document: dict[str, Any], columns: Mapping[str, dict[str, Any]], panels: Sequence[Panel]
+) -> str:
     """The report as HTML that needs nothing but itself.
+
+    Args:
+        document: the analysis.
+        columns: of the summary: the figures by what the IoU type is called.
+        panels: the IoU types that are shown at length.
 
     All text of the document is escaped, and the page's security policy lets a browser run this
     package's script and no other, and fetch nothing.
@@ -49,8 +67,10 @@ def render_page(document: dict[str, Any], panels: Sequence[Panel]) -> str:
     script = _read(environment, "report.js")
     return environment.get_template("report.html.j2").render(
         document=document,
+        columns=columns,
         panels=panels,
-        metrics=list(dict.fromkeys(name for panel in panels for name in panel.section["stats"])),
+        metrics=list(dict.fromkeys(name for stats in columns.values() for name in stats)),
+        legend_entries=_LEGEND,
         descriptions=_DESCRIPTIONS,
         largest_confusion=LARGEST,
         style=_read(environment, "report.css"),

@@ -13,13 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from instseg.visualization.report.confusion import Confusion, most_confused_pairs
-from instseg.visualization.report.pictures import (
-    Image,
-    PictureSource,
-    checked_picture,
-    crop_to_data_uri,
-    to_data_uri,
-)
+from instseg.visualization.report.pictures import PictureSource, ask_for_picture
 
 Record = dict[str, Any]
 
@@ -33,8 +27,10 @@ class Panel:
         section: the document's part of it.
         figures: SVG elements by name.
         categories: the rows of the table of categories; ``anchor``, ``name``, ``suspects`` (likely
-            label errors), ``suspect`` (anchor of the first) beside the document's values.
+            label errors), ``suspect`` (anchor of the first), ``pictures`` (with an error in it) and
+            ``picture`` beside the document's values.
         errors: the rows of the table of errors; ``pictures`` and ``picture`` likewise.
+        metrics: the names of the figures that categories have.
         confused: pairs of categories that are mixed up.
         suspects: likely label errors, with ``anchor``, ``crop`` and the anchor of a ``picture``.
         pictures: the pictures, with ``anchor``, ``name`` and ``uri``.
@@ -46,6 +42,7 @@ class Panel:
     figures: dict[str, Markup]
     categories: list[Record]
     errors: list[Record]
+    metrics: list[str]
     confused: list[Confusion]
     suspects: list[Record]
     pictures: list[Record]
@@ -76,6 +73,7 @@ def make_panel(
             {"name": name, "anchor": anchors[name]}
             | section["per_category"][name]
             | _first("suspect", [s for s in suspects if name in (s["category"], s["suggests"])])
+            | _first("picture", [p for p in pictures if name in p["categories"]])
             for name in rows
         ],
         errors=[
@@ -83,6 +81,11 @@ def make_panel(
             | error
             | _first("picture", [p for p in pictures if p["error"] == name])
             for name, error in section["errors"].items()
+        ],
+        metrics=[
+            metric
+            for metric in section["stats"]
+            if any(metric in row for row in section["per_category"].values())
         ],
         confused=most_confused_pairs(section["confusion"]),
         suspects=suspects,
@@ -98,7 +101,7 @@ def _first(what: str, records: list[Record]) -> Record:
 def _with_images(
     iou_type: str, kind: str, section: Record, source: PictureSource
 ) -> tuple[list[Record], list[Record]]:
-    """The pictures and the likely label errors with their images, each asked for only once."""
+    """The pictures and the likely label errors with their images."""
     pictures = [
         record
         | {
@@ -118,17 +121,10 @@ def _with_images(
         }
         for i, record in enumerate(section["label_errors"])
     ]
+    # Image by image, so that a source can keep the one that it has just read.
     for image_id in dict.fromkeys(record["image_id"] for record in pictures + suspects):
-        image = checked_picture(source, iou_type, image_id)
-        if image is not None:
-            _attach(image_id, image, pictures, suspects)
+        for picture in (p for p in pictures if p["image_id"] == image_id):
+            picture["uri"] = ask_for_picture(source, iou_type, image_id)
+        for suspect in (s for s in suspects if s["image_id"] == image_id):
+            suspect["crop"] = ask_for_picture(source, iou_type, image_id, suspect["box"])
     return pictures, suspects
-
-
-def _attach(image_id: int, image: Image, pictures: list[Record], suspects: list[Record]) -> None:
-    for picture in pictures:
-        if picture["image_id"] == image_id:
-            picture["uri"] = to_data_uri(image)
-    for suspect in suspects:
-        if suspect["image_id"] == image_id:
-            suspect["crop"] = crop_to_data_uri(image, suspect["box"])

@@ -1,5 +1,6 @@
 """Everything that can be counted, on random sets with all that COCO treats specially."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_pictures_count_at_the_operating_scores(case: Case) -> None:
     assert len(shown) == len(set(shown)) <= 24
     for picture in reasons.pictures:
         assert (picture.tp, picture.fp, picture.fn, picture.f1) == quality[picture.image_id]
+        outcome = reasons.outcomes[picture.image_id]
+        counts = len(outcome.found), len(outcome.false), len(outcome.missed)
+        assert counts == quality[picture.image_id][:3]
+        errors = Counter(g.category for g in kept if (g.image, g.found) == (picture.image_id, None))
+        errors.update(
+            t.category
+            for t in truths
+            if t.image == picture.image_id and (t.finder is None or t.finder not in kept)
+        )
+        most_first = sorted(errors, key=lambda category: (-errors[category], category))
+        assert picture.categories == [names(gt)[category] for category in most_first]
     faulty = [i for i, (_, fp, fn, _) in quality.items() if fp or fn]
     worst = [quality[p.image_id][3] for p in reasons.pictures if p.group == "worst"]
     assert worst == sorted(quality[i][3] for i in faulty)[: min(12, -(-len(faulty) // 2))]

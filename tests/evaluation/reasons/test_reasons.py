@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instseg.evaluation.reasons import find_reasons
+from instseg.evaluation.reasons import ImageOutcome, find_reasons
 from instseg.evaluation.reasons.label_errors import MOST
 from instseg.evaluation.reasons.thresholds import Threshold, best_threshold
 from tests.evaluation.reasons.sets import (
@@ -184,9 +184,38 @@ def test_pictures() -> None:
         (7, "instructive", "background: cat at score 0.95", "background"),
         (10, "instructive", "missed: dog", "missed"),
     ]
+    categories = {p.image_id: p.categories for p in pictures}
+    assert categories == {6: ["cat", "dog"], 8: ["cat", "dog"], 9: ["cat"], 7: ["cat"], 10: ["dog"]}
     counts = {p.image_id: (p.tp, p.fp, p.fn, p.f1) for p in pictures}
     assert counts[6] == (0, 0, 3, 0.0)
     assert counts[7] == (1, 1, 0, pytest.approx(2 / 3))
+
+
+def test_examples_are_in_use() -> None:
+    """An error below the threshold is in no picture, so it is no example."""
+    annotations = [annotation(1, CAT, A), annotation(2, DOG, B), annotation(3, DOG, B)]
+    found = [detection(1, CAT, 0.8, A), detection(1, CAT, 0.1, C)]
+    reasons = reasons_of(annotations, found, images=3)
+    assert reasons.errors["background"].count == 1
+    assert [p.error for p in reasons.pictures] == [None, "missed"]
+
+
+def test_outcomes_name_records_and_annotations() -> None:
+    annotations = [annotation(2, CAT, A), annotation(1, CAT, A), annotation(1, DOG, B)]
+    annotations += [annotation(1, CAT, C, crowd=1)]
+    found = [
+        detection(1, CAT, 0.9, C),  # excused by the crowd
+        detection(2, CAT, 0.9, B),
+        detection(1, CAT, 0.8, A),
+        detection(1, CAT, 0.2, B),  # below the threshold
+        detection(2, CAT, 0.8, A),
+    ]
+    reasons = reasons_of(annotations, found, images=2)
+    assert reasons.operating_scores["cat"] == 0.8
+    assert reasons.outcomes == {
+        1: ImageOutcome(found=[(2, 2)], false=[], missed=[3]),
+        2: ImageOutcome(found=[(4, 1)], false=[1], missed=[]),
+    }
 
 
 def test_pictures_have_at_most_two_examples_of_a_type_and_twelve_worst() -> None:
@@ -250,6 +279,7 @@ def test_to_dict_is_the_report_s_document() -> None:
         "fn",
         "f1",
         "error",
+        "categories",
     }
     assert values["per_category"]["cow"] == {
         "objects": 1,

@@ -1,0 +1,85 @@
+"""Scoring a trained model on the validation data of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from instseg.cli.common import CONSOLE
+from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
+from instseg.config.loader import load_config
+from instseg.config.schema import Config
+from instseg.config.trained import inference_config, load_trained
+from instseg.engine.distributed import process_group, rank_and_size
+from instseg.engine.evaluate import evaluate
+from instseg.evaluation.params import CocoParams
+from instseg.evaluation.scores import BootstrapOptions, CocoScores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores, and what they were made of.
+
+    Args:
+        scores: by IoU type.
+        ground_truth: a prepared COCO dictionary; empty where records were not kept.
+        records: the detections as checked result records.
+        images: the image files by id; None where they are not known.
+        is_writer: whether this process prints and writes; under torchrun one of several does.
+    """
+
+    scores: dict[str, CocoScores]
+    ground_truth: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    images: Mapping[int, Path] | None = None
+    is_writer: bool = True
+
+
+def evaluate_model(
+    config_path: Path,
+    weights: Path,
+    overrides: Sequence[str],
+    params: CocoParams,
+    options: BootstrapOptions,
+    *,
+    keep_records: bool,
+) -> Scored:
+    """Predict and score ``data.val``, with a progress bar; under torchrun, each process a part.
+
+    Raises:
+        ConfigError, EngineError, AnnotationError, OSError: as training and prediction do.
+    """
+    config = load_config(config_path, Config, overrides)
+    trained = load_trained(weights, inference_config(config))
+    index = read_val_index(config)
+    evaluator = build_evaluator(
+        config,
+        index,
+        trained.class_names,
+        params=params,
+        intervals=options,
+        keep_results=keep_records,
+    )
+    device = build_device(config)
+    with process_group(device), Progress(console=CONSOLE, transient=True) as bar:
+        rank, _ = rank_and_size()
+        task = bar.add_task("evaluating", visible=rank == 0)
+        scores = evaluate(
+            trained.model.to(device),
+            build_val_loader(config, index),
+            evaluator,
+            device=device,
+            amp=config.train.amp,
+            on_batch=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return Scored(
+        scores,
+        evaluator.ground_truth,
+        evaluator.results() if keep_records else [],
+        {record.image_id: record.path for record in index.records},
+        is_writer=rank == 0,
+    )
