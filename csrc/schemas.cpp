@@ -20,4 +20,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(instseg, m) {
   m.def(
       "ext_masks_to_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, "
       "bool aligned) -> (Tensor, Tensor)");
+  m.def("ext_rle_fill(Tensor text, Tensor ends, Tensor pixels) -> Tensor");
+  m.def(
+      "ext_rle_pair_iou(Tensor first_text, Tensor first_ends, Tensor second_text, "
+      "Tensor second_ends, Tensor first, Tensor second, Tensor crowd) -> Tensor");
+  m.def(
+      "ext_bootstrap_precision(Tensor found, Tensor ignored, Tensor rank, Tensor image, "
+      "Tensor weights, Tensor objects, Tensor recalls, Tensor limits) -> (Tensor, Tensor)");
 }

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from instseg.evaluation.accumulate import RECALLS, by_category
 from instseg.evaluation.matching import Matches
 from instseg.evaluation.params import CocoParams
-from instseg.evaluation.tables import Bools, Floats, Ints
+from instseg.evaluation.tables import Floats, Ints
+from instseg.ops.bootstrap import bootstrap_precision
 
 Weights = npt.NDArray[np.int32]
 
@@ -70,25 +71,26 @@ def replicate(
         categories: K.
         weights: ``int32 [images, B]``, of `draw_weights`; a column of ones scores the set itself.
     """
-    areas, limits = len(params.areas), len(params.max_detections)
-    shape = (weights.shape[1], len(params.iou_thresholds), categories, areas)
+    limits = np.array(params.max_detections)
+    shape = (weights.shape[1], len(params.iou_thresholds), categories, len(params.areas))
     precision = np.full(shape, np.nan)
-    recall = np.full((*shape, limits), np.nan)
+    recall = np.full((*shape, len(limits)), np.nan)
     chosen = by_category(matches, categories)
     for k, a, objects in _weighted_objects(matches, weights, categories):
-        present = objects > 0
         here = chosen[k]
-        hits = matches.found[here, :, a] & ~matches.ignored[here, :, a]
-        drawn = weights[matches.image[here]]
-        for t, average in enumerate(
-            _average_precisions(hits, matches.ignored[here, :, a], drawn, objects)
-        ):
-            precision[present, t, k, a] = average[present]
-            places = np.flatnonzero(hits[:, t])
-            for m, limit in enumerate(params.max_detections):
-                within = places[matches.rank[here[places]] < limit]
-                found = drawn[within].sum(axis=0)
-                recall[present, t, k, a, m] = found[present] / objects[present]
+        average, hits = bootstrap_precision(
+            matches.found[here, :, a],
+            matches.ignored[here, :, a],
+            matches.rank[here],
+            matches.image[here],
+            weights,
+            objects,
+            RECALLS,
+            limits,
+        )
+        present = objects > 0
+        precision[present, :, k, a] = average[present]
+        recall[present, :, k, a] = hits[present] / objects[present, None, None]
     return Replicates(precision, recall)
 
 
@@ -138,46 +140,3 @@ def _weighted_objects(
             counted = own[~matches.truth_ignored[own, a]]
             if len(counted):
                 yield k, a, weights[matches.truth_image[counted]].sum(axis=0, dtype=np.int64)
-
-
-def _average_precisions(
-    hits: Bools, ignored: Bools, drawn: Weights, objects: Ints
-) -> Iterator[Floats]:
-    """``[B]`` average precisions at each threshold.
-
-    Args:
-        hits: ``bool [N, T]``, true positives of one category, best score first.
-        ignored: ``bool [N, T]``.
-        drawn: ``int32 [N, B]``, how often each detection's image is drawn.
-        objects: ``int64 [B]``.
-    """
-    passed = _recalls_passed(objects)
-    replicates = np.arange(len(objects))
-    always = ignored.all(axis=1, keepdims=True)
-    some = ignored & ~always
-    counted = np.cumsum(np.where(always, 0, drawn), axis=0, dtype=np.int32)
-    for t in range(hits.shape[1]):
-        places = np.flatnonzero(hits[:, t])
-        if len(places) == 0:
-            yield np.zeros(len(objects))
-            continue
-        true = np.cumsum(drawn[places], axis=0, dtype=np.int32)
-        all_counted = counted[places]
-        left_out = np.flatnonzero(some[:, t])
-        if len(left_out):
-            before = np.cumsum(drawn[left_out], axis=0, dtype=np.int32)
-            index = np.searchsorted(left_out, places)
-            all_counted -= np.concatenate([np.zeros_like(before[:1]), before])[index]
-        precision = true / np.maximum(all_counted, 1)
-        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        steps = np.diff(passed[replicates, true], axis=0, prepend=0)
-        yield np.einsum("nb,nb->b", precision, steps) / len(RECALLS)
-
-
-def _recalls_passed(objects: Ints) -> npt.NDArray[np.int16]:
-    """``[B, max + 1]``: how many of `RECALLS` n true positives reach, for each replicate."""
-    found = np.arange(objects.max() + 1)
-    reached = found / np.maximum(objects, 1)[:, None]
-    table = np.searchsorted(RECALLS, reached, side="right").astype(np.int16)
-    table[:, 0] = 0  # recall 0 is read off at the first hit
-    return table

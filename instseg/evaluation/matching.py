@@ -133,15 +133,13 @@ def mask_pair_iou(
     union = np.where(truth.crowd[pair_truth], own, own + other - most)
     possible = np.flatnonzero((most > 0) & (most >= lowest * union * (1 - 1e-9)))
     result = np.zeros(len(pair_det))
-    # One call for each detection: pairs are sorted by it.
-    starts = np.flatnonzero(np.diff(pair_det[possible], prepend=-1))
-    for chosen in np.split(possible, starts[1:]) if len(possible) else []:
-        objects = pair_truth[chosen]
-        result[chosen] = rle.pairwise_iou(
-            [detections.masks[pair_det[chosen[0]]]],
-            [truth.masks[t] for t in objects],
-            truth.crowd[objects],
-        )[0]
+    result[possible] = rle.pair_iou(
+        detections.masks,
+        truth.masks,
+        pair_det[possible],
+        pair_truth[possible],
+        truth.crowd[pair_truth[possible]],
+    )
     return result
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from instseg.ops._torch.focal_loss import sigmoid_focal_loss_backward as torch_f
 from instseg.ops._torch.nms import nms as torch_nms
 from instseg.ops.build import CPU_LIBRARY, CUDA_LIBRARY, PACKAGE
 from instseg.ops.layout import is_channels_last, memory_format
+from instseg.structures.masks import RLE
 
 _HOW = "build it with `python -m instseg.ops.build`"
 # Loading is what registers the ops. It fails loudly: a library that is there must work.
@@ -110,6 +113,41 @@ def masks_to_rle(
     return [codes[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
 
 
+def rle_fill(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """See `instseg.ops.rle.fills_image`."""
+    result: Tensor = torch.ops.instseg.ext_rle_fill(*_joined(counts), torch.from_numpy(pixels))
+    return result.numpy()
+
+
+def rle_pair_iou(
+    first: Sequence[RLE],
+    second: Sequence[RLE],
+    first_index: npt.NDArray[np.int64],
+    second_index: npt.NDArray[np.int64],
+    crowd: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """See `instseg.ops.rle.pair_iou`."""
+    pairs = (torch.from_numpy(np.ascontiguousarray(c)) for c in (first_index, second_index, crowd))
+    texts = (_joined([code["counts"] for code in codes]) for codes in (first, second))
+    result: Tensor = torch.ops.instseg.ext_rle_pair_iou(*next(texts), *next(texts), *pairs)
+    return result.numpy()
+
+
+def bootstrap_precision(
+    *columns: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """See `instseg.ops.bootstrap`."""
+    precision, hits = torch.ops.instseg.ext_bootstrap_precision(*map(torch.from_numpy, columns))
+    return precision.numpy(), hits.numpy()
+
+
+def _joined(texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """Strings side by side as ``uint8``, and where each ends."""
+    data = np.frombuffer(b"".join(texts), np.uint8).copy()
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    return torch.from_numpy(data), torch.from_numpy(ends)
+
+
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """See `instseg.ops._torch.focal_loss`."""
     x, t = logits, targets
@@ -154,8 +192,11 @@ def _like(logits: Tensor, values: Tensor) -> Tensor:
 
 KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
+        "bootstrap_precision": bootstrap_precision,
         "masks_to_rle": masks_to_rle,
         "nms": nms,
+        "rle_fill": rle_fill,
+        "rle_pair_iou": rle_pair_iou,
         "roi_align": roi_align,
         "roi_align_backward": roi_align_backward,
         "sigmoid_focal_loss": sigmoid_focal_loss,

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 import hotcoco.mask
 import numpy as np
 import numpy.typing as npt
+import torch
 from pycocotools import mask as coco_mask
 
+from instseg.ops import backend
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE, Polygon
+
+_CPU = torch.device("cpu")
 
 
 def encode(mask: npt.NDArray[np.uint8 | np.bool_]) -> RLE:
@@ -73,17 +77,42 @@ def boxes_xywh(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
     return boxes.reshape(-1, 4)
 
 
-def pairwise_iou(
-    first: Sequence[RLE], second: Sequence[RLE], crowd: Sequence[bool] | npt.NDArray[np.bool_]
+def pair_iou(
+    first: Sequence[RLE],
+    second: Sequence[RLE],
+    first_index: npt.NDArray[np.int64],
+    second_index: npt.NDArray[np.int64],
+    crowd: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float64]:
-    """``float64 [N, M]``: IoU of each of ``first`` with each of ``second``.
+    """``float64 [P]``: IoU of pairs of masks with sound run lengths.
 
-    Where ``crowd [M]`` is true, the intersection over the area of the first, as COCO has it.
+    Args:
+        first: N masks.
+        second: M masks.
+        first_index: ``int64 [P]`` into ``first``; pairs of one mask side by side are fastest.
+        second_index: ``int64 [P]`` into ``second``.
+        crowd: ``bool [P]``: where true, the intersection over the area of the first, as COCO has
+            it for crowds.
     """
-    flags = np.asarray(crowd, dtype=np.uint8)
-    if not len(first) or not len(second):
-        return np.zeros((len(first), len(second)))
-    return np.asarray(coco_mask.iou(list(first), list(second), flags), dtype=np.float64)
+    if len(first_index) == 0:
+        return np.zeros(0)
+    kernel = backend.kernel("rle_pair_iou", _CPU)
+    result: npt.NDArray[np.float64] = kernel(first, second, first_index, second_index, crowd)
+    return result
+
+
+def fills_image(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether compressed run lengths are well formed and add up to their images' pixels.
+
+    Args:
+        counts: N strings.
+        pixels: ``int64 [N]``: height times width of each one's image.
+
+    Returns:
+        ``bool [N]``.
+    """
+    result: npt.NDArray[np.bool_] = backend.kernel("rle_fill", _CPU)(counts, pixels)
+    return result
 
 
 def decode_counts(text: str | bytes) -> npt.NDArray[np.int64]:
@@ -118,64 +147,3 @@ def decode_counts(text: str | bytes) -> npt.NDArray[np.int64]:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
-
-
-def fills_image(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether compressed run lengths are well formed and add up to their images' pixels.
-
-    Args:
-        counts: N strings.
-        pixels: ``int64 [N]``: height times width of each one's image.
-
-    Returns:
-        ``bool [N]``.
-    """
-    sizes = np.fromiter(map(len, counts), np.int64, len(counts))
-    ends = np.cumsum(sizes)
-    result = np.zeros(len(counts), np.bool_)
-    begin = 0
-    while begin < len(counts):  # a few megabytes at a time
-        before = ends[begin] - sizes[begin]
-        end = max(begin + 1, int(np.searchsorted(ends, before + 2_000_000)))
-        part = slice(begin, end)
-        result[part] = _fill(b"".join(counts[part]), sizes[part], pixels[part])
-        begin = end
-    return result
-
-
-def _fill(
-    data: bytes, sizes: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """`fills_image` of joined strings; see `decode_counts` for the code."""
-    good = sizes > 0
-    codes = np.frombuffer(data, np.uint8).astype(np.int32) - 48
-    last = np.flatnonzero((codes & 32) == 0)  # a number's last character
-    if len(last) == 0:
-        return np.zeros(len(sizes), np.bool_)
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    string_ends = np.cumsum(sizes)
-    owner = np.searchsorted(string_ends, last, side="right")
-    strange = np.flatnonzero((codes < 0) | (codes > 63))
-    good[np.searchsorted(string_ends, strange, side="right")] = False
-    # A string cut short: its last character says that more follow.
-    good[(codes[np.maximum(string_ends - 1, 0)] & 32) != 0] = False
-    good[owner[lengths > 7]] = False
-
-    values = (codes[first] & 31).astype(np.int64)
-    for place in range(1, min(int(lengths.max()), 7)):
-        long = np.flatnonzero(lengths > place)
-        values[long] += (codes[first[long] + place] & 31).astype(np.int64) << (5 * place)
-    negative = np.flatnonzero(codes[last] & 16)
-    values[negative] -= np.int64(1) << (5 * np.minimum(lengths[negative], 8))
-
-    starts = np.searchsorted(owner, np.arange(len(sizes)))
-    index = np.arange(len(last)) - starts[owner]
-    # Runs are stored as differences to the run before last, in two chains but for the first three.
-    for chain in (index % 2 == 1, (index % 2 == 0) & (index > 0)):
-        sums = np.cumsum(np.where(chain, values, 0))
-        base = np.concatenate([[0], sums])[starts]
-        values = np.where(chain, sums - base[owner], values)
-    good[owner[values < 0]] = False
-    full: npt.NDArray[np.bool_] = np.bincount(owner, values, minlength=len(sizes)) == pixels
-    return good & full

@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from instseg.evaluation.coco import evaluate_files
 from instseg.evaluation.fast_files import read_fast
 from instseg.evaluation.ground_truth import GroundTruthError, prepare_ground_truth
 from instseg.evaluation.results import ResultsError, check_results
 from instseg.evaluation.tables import ScoringData
-from instseg.ops import rle
 
 from .test_backends import random_sets
 
@@ -159,37 +156,3 @@ def test_missing_area_and_iscrowd_are_filled_in(
     assert evaluate_files(gt, dt)["segm"].stats == complete["segm"].stats
     assert len(caplog.records) == 1
     assert "filled in the missing 'area' of" in caplog.text
-
-
-def counts_of(runs: list[int]) -> bytes:
-    code = rle.from_uncompressed(runs, (1, max(sum(runs), 1)))
-    return bytes(code["counts"])
-
-
-@given(st.lists(st.lists(st.integers(0, 10**6), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_well_formed_counts_fill_their_images(masks: list[list[int]]) -> None:
-    counts = [counts_of(runs) for runs in masks]
-    pixels = np.array([sum(runs) for runs in masks])
-    assert rle.fills_image(counts, pixels).all()
-    assert not rle.fills_image(counts, pixels + 1).any()
-
-
-@given(st.lists(st.binary(max_size=12), min_size=1, max_size=6), st.integers(0, 1 << 40))
-def test_any_bytes_are_judged_as_one_by_one(counts: list[bytes], pixels: int) -> None:
-    def judged(text: bytes) -> bool:
-        try:
-            runs = rle.decode_counts(text)
-        except ValueError:
-            return False
-        return len(runs) > 0 and bool((runs >= 0).all()) and int(runs.sum()) == pixels
-
-    sizes = np.full(len(counts), pixels)
-    assert rle.fills_image(counts, sizes).tolist() == [judged(text) for text in counts]
-
-
-def test_many_strings_are_judged_in_parts() -> None:
-    good = counts_of([3, 4, 500_000, 7] * 60)
-    counts = [good, good[:-1] + b"\x00"] * 8000
-    assert sum(map(len, counts)) > 4_000_000
-    pixels = np.full(len(counts), (3 + 4 + 500_000 + 7) * 60)
-    assert rle.fills_image(counts, pixels).tolist() == [True, False] * 8000

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from instseg.ops._torch.bootstrap import bootstrap_precision
 from instseg.ops._torch.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
 from instseg.ops._torch.nms import nms
 from instseg.ops._torch.paste import masks_to_rle
@@ -17,15 +18,19 @@ from instseg.ops._torch.ps_roi import (
 )
 from instseg.ops._torch.roi_align import roi_align, roi_align_backward
 from instseg.ops._torch.roi_pool import roi_pool, roi_pool_backward
+from instseg.ops._torch.run_lengths import rle_fill, rle_pair_iou
 
 KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
+        "bootstrap_precision": bootstrap_precision,
         "masks_to_rle": masks_to_rle,
         "nms": nms,
         "ps_roi_align": ps_roi_align,
         "ps_roi_align_backward": ps_roi_align_backward,
         "ps_roi_pool": ps_roi_pool,
         "ps_roi_pool_backward": ps_roi_pool_backward,
+        "rle_fill": rle_fill,
+        "rle_pair_iou": rle_pair_iou,
         "roi_align": roi_align,
         "roi_align_backward": roi_align_backward,
         "roi_pool": roi_pool,
