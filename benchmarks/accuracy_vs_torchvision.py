@@ -78,7 +78,7 @@ def train_and_score(config: Config, make_model: partial[nn.Module]) -> dict[str,
     model = make_model().to(device)
     started = time.monotonic()
     with TemporaryDirectory() as folder:
-        Trainer(
+        result = Trainer(
             model,
             build_optimizer(config, model),
             build_schedule(config, len(loader)),
@@ -86,6 +86,8 @@ def train_and_score(config: Config, make_model: partial[nn.Module]) -> dict[str,
             options=build_options(config),
             run_dir=Path(folder),
         ).run()
+    if result.status != "finished":
+        raise SystemExit("interrupted: a training that was cut short says nothing")
     minutes = (time.monotonic() - started) / 60
     evaluator = build_evaluator(config, val_index, train_index.class_names)
     scores = evaluate(

@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from instseg.cli.common import run
-from instseg.cli.evaluate_model import Scored, evaluate_model
-from instseg.cli.report import write_evaluation_report
+from instseg.cli.scored import Scored
 from instseg.evaluation.coco import BACKENDS, evaluate_files, match_records, read_files, score
 from instseg.evaluation.compare import Comparison, compare_files
 from instseg.evaluation.ground_truth import GroundTruthError
@@ -58,6 +57,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         parser.error(f"--metric {args.metric} belongs to --gt and --dt")
     if "compare" in given and (args.report or args.slices):
         parser.error("--report and --slices belong to a single model, not to --compare")
+    if args.report and args.iou_type == ["boundary"]:
+        parser.error("--report explains boxes or masks: add bbox or segm to --iou-type")
     try:
         params, options = _params(args), BootstrapOptions(args.replicates, args.confidence)
     except ValueError as error:
@@ -149,6 +150,8 @@ def _coco(
             stats = slice_stats(matches, params, Vocabulary.of(truth), slices)
             Console().print(slice_table(iou_type, stats))
     if args.report is not None:
+        from instseg.cli.report import write_evaluation_report
+
         page = write_evaluation_report(
             args.report,
             truth,
@@ -169,6 +172,9 @@ def _keeps_records(args: argparse.Namespace) -> bool:
 
 
 def _score_model(args: argparse.Namespace, params: CocoParams, options: BootstrapOptions) -> Scored:
+    # Imported late: who scores files need not wait for the libraries of models.
+    from instseg.cli.evaluate_model import evaluate_model
+
     keep = _keeps_records(args)
     return evaluate_model(
         args.config, args.weights, _overrides(args), params, options, keep_records=keep

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from instseg.cli.common import CONSOLE
+from instseg.cli.scored import Scored
 from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
@@ -17,26 +16,7 @@ from instseg.config.trained import inference_config, load_trained
 from instseg.engine.distributed import process_group, rank_and_size
 from instseg.engine.evaluate import evaluate
 from instseg.evaluation.params import CocoParams
-from instseg.evaluation.scores import BootstrapOptions, CocoScores
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores, and what they were made of.
-
-    Args:
-        scores: by IoU type.
-        ground_truth: a prepared COCO dictionary; empty where records were not kept.
-        records: the detections as checked result records.
-        images: the image files by id; None where they are not known.
-        is_writer: whether this process prints and writes; under torchrun one of several does.
-    """
-
-    scores: dict[str, CocoScores]
-    ground_truth: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    images: Mapping[int, Path] | None = None
-    is_writer: bool = True
+from instseg.evaluation.scores import BootstrapOptions
 
 
 def evaluate_model(

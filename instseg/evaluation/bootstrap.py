@@ -32,10 +32,13 @@ class Replicates:
     Args:
         precision: ``float64 [B, T, K, A]`` at the largest limit on detections.
         recall: ``float64 [B, T, K, A, M]``.
+        holding: ``int64 [K + 1, A]``: how many images hold an object of each category; of any
+            category in the last row. A single image says nothing of how figures vary.
     """
 
     precision: Floats
     recall: Floats
+    holding: Ints
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Interval:
 
     Args:
         value: the figure on the images given; -1 where there is no ground truth.
-        low: lower end; None where there is no ground truth.
+        low: lower end; None where there is no ground truth, or only one image has any.
         high: upper end.
     """
 
@@ -91,10 +94,12 @@ def replicate(
         present = objects > 0
         precision[present, :, k, a] = average[present]
         recall[present, :, k, a] = hits[present] / objects[present, None, None]
-    return Replicates(precision, recall)
+    return Replicates(precision, recall, _images_with_objects(matches, categories))
 
 
-def interval(value: float, replicates: Floats, confidence: float = 0.95) -> Interval:
+def interval(
+    value: float, replicates: Floats, confidence: float = 0.95, *, images: int = 2
+) -> Interval:
     """The normal interval of a figure in [0, 1]: plus and minus its bootstrap standard error.
 
     The standard error needs far fewer replicates than percentiles do, and replicates of average
@@ -104,21 +109,25 @@ def interval(value: float, replicates: Floats, confidence: float = 0.95) -> Inte
         value: the figure.
         replicates: ``float64 [B]``; NaN for those without ground truth.
         confidence: share of data sets whose interval holds the true value.
+        images: how many hold an object that the figure counts; with one there is no interval.
     """
     error = standard_error(replicates)
-    if value < 0 or error is None:
+    if value < 0 or error is None or images < 2:
         return Interval(value, None, None)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
 def p_value(difference: float, replicates: Floats) -> float | None:
-    """Two-sided p-value of "there is no difference", by the paired bootstrap's standard error."""
+    """Two-sided p-value of "there is no difference", by the paired bootstrap's standard error.
+
+    None where the replicates do not differ, though there is a difference: one image holds it.
+    """
     error = standard_error(replicates)
-    if error is None:
+    if error is None or (error == 0 and difference != 0):
         return None
     if error == 0:
-        return 1.0 if difference == 0 else 0.0
+        return 1.0
     return math.erfc(abs(difference) / error / math.sqrt(2))
 
 
@@ -126,6 +135,19 @@ def standard_error(replicates: Floats) -> float | None:
     """The standard deviation of the replicates that exist; None if there are fewer than two."""
     known = replicates[~np.isnan(replicates)]
     return float(known.std(ddof=1)) if len(known) > 1 else None
+
+
+def _images_with_objects(matches: Matches, categories: int) -> Ints:
+    """See `Replicates.holding`."""
+    areas = matches.truth_ignored.shape[1]
+    holding = np.zeros((categories + 1, areas), np.int64)
+    for a in range(areas):
+        counted = ~matches.truth_ignored[:, a]
+        images, kinds = matches.truth_image[counted], matches.truth_category[counted]
+        pairs = np.unique(np.stack([kinds, images]), axis=1)
+        holding[:categories, a] = np.bincount(pairs[0], minlength=categories)
+        holding[categories, a] = len(np.unique(images))
+    return holding
 
 
 def _weighted_objects(

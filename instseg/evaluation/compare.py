@@ -185,7 +185,8 @@ def _difference(a: float, b: float, replicates: Floats, confidence: float) -> Di
         return Difference(a, b, None, None, None, None)
     error = standard_error(replicates)
     difference = b - a
-    if error is None:
+    # Without any spread a single image holds all that differs, and says nothing of others.
+    if error is None or (error == 0 and difference != 0):
         return Difference(a, b, difference, None, None, None)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)

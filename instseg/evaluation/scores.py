@@ -99,18 +99,23 @@ def make_scores(
     intervals: dict[str, Interval] = {}
     category_intervals: dict[str, dict[str, Interval]] = {}
     if replicates is not None:
-        values = {m.name: category_replicates(m, replicates, params) for m in metrics}
-        intervals = {
-            name: interval(stats[name], mean_of_known(v, axis=1), options.confidence)
-            for name, v in values.items()
-        }
-        category_intervals = {
-            category: {
-                name: interval(per_category[category][name], v[:, k], options.confidence)
-                for name, v in values.items()
-            }
-            for k, category in enumerate(categories)
-        }
+        areas = list(params.areas)
+        for m in metrics:
+            values = category_replicates(m, replicates, params)
+            holding = replicates.holding[:, areas.index(m.area)]
+            intervals[m.name] = interval(
+                stats[m.name],
+                mean_of_known(values, axis=1),
+                options.confidence,
+                images=int(holding[-1]),
+            )
+            for k, category in enumerate(categories):
+                category_intervals.setdefault(category, {})[m.name] = interval(
+                    per_category[category][m.name],
+                    values[:, k],
+                    options.confidence,
+                    images=int(holding[k]),
+                )
     return CocoScores(
         iou_type, stats, per_category, images, detections, params, intervals, category_intervals
     )

@@ -124,6 +124,10 @@ def test_other_metrics(
         (["--gt", "g", "--compare", "a", "b", "--dt", "c"], "or --gt and --compare"),
         (["--gt", "g", "--compare", "a", "b", "--report", "r"], "belong to a single model"),
         (["--config", "c", "--weights", "w", "--metric", "voc"], "--metric voc belongs to --gt"),
+        (
+            ["--gt", "g", "--dt", "d", "--iou-type", "boundary", "--report", "r"],
+            "add bbox or segm",
+        ),
         (["--gt", "g", "--dt", "d", "--replicates", "1"], "replicates must be 0 or at least 2"),
         (["--gt", "g", "--dt", "d", "--iou-thresholds", "0"], "iou_thresholds must lie in"),
         (["--gt", "g", "--dt", "d", "--area", "big", "9", "3"], "'big' must be (low, high)"),

@@ -116,13 +116,30 @@ def test_interval_by_hand() -> None:
     assert interval(0.5, np.array([0.4, np.nan])).low is None
 
 
+def test_one_image_says_nothing_of_how_figures_vary() -> None:
+    truth, found = random_sets(4)
+    first, second = sorted({a["image_id"] for a in truth["annotations"]})[:2]
+    for annotation in truth["annotations"]:
+        rare = annotation["category_id"] == 3
+        annotation["image_id"] = first if rare else annotation["image_id"]
+    scores = evaluate_results(truth, found, ("bbox",))["bbox"]
+    assert scores.per_category["c3"]["AP"] >= 0
+    assert scores.category_intervals["c3"]["AP"].low is None
+    assert scores.intervals["AP"].low is not None
+    for annotation in truth["annotations"]:
+        annotation["image_id"] = second
+    scores = evaluate_results(truth, found, ("bbox",))["bbox"]
+    assert scores.intervals["AP"].low is None
+    assert interval(0.5, np.array([0.4, 0.6]), images=1).high is None
+
+
 def test_p_value_by_hand() -> None:
     replicates = np.array([0.0, 0.1, 0.2])  # standard deviation 0.1
     assert p_value(0.196, replicates) == pytest.approx(0.05, abs=1e-4)
     assert p_value(-0.196, replicates) == pytest.approx(0.05, abs=1e-4)
     assert p_value(0.0, replicates) == 1
     assert p_value(0.0, np.zeros(5)) == 1
-    assert p_value(0.1, np.full(5, 0.1)) == 0
+    assert p_value(0.1, np.full(5, 0.1)) is None
     assert p_value(0.1, np.array([np.nan, 0.1])) is None
 
 
