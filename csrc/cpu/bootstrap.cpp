@@ -19,6 +19,8 @@ using torch::stable::Tensor;
 
 // Replicates that are worked on side by side.
 constexpr int64_t kLanes = 32;
+// Additions from which on threads are worth their while.
+constexpr int64_t kWorthThreads = int64_t(1) << 23;
 using Counts = std::array<int32_t, kLanes>;
 
 struct Problem {
@@ -151,8 +153,12 @@ std::tuple<Tensor, Tensor> bootstrap_precision(const Tensor& found, const Tensor
   Tensor hits = torch::stable::empty({b, t, problem.limit_count}, ScalarType::Long);
   double* precision_out = static_cast<double*>(precision.mutable_data_ptr());
   int64_t* hits_out = static_cast<int64_t*>(hits.mutable_data_ptr());
-  parallel_pieces(b, kLanes, [&] {
-    return [&](int64_t begin, int64_t) { Block(problem, begin).run(precision_out, hits_out); };
+  // Waking other threads costs more than a small problem does.
+  const bool small = n * t * b < kWorthThreads;
+  parallel_pieces(b, small ? std::max(b, kLanes) : kLanes, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += kLanes) Block(problem, begin).run(precision_out, hits_out);
+    };
   });
   return {precision, hits};
 }
