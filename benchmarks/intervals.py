@@ -4,8 +4,8 @@
 
 Data sets and models are drawn from a known distribution, as matches, without pictures: images
 differ in difficulty, objects in how well they are localised, and two models see the same images.
-Counts how often the 95 % interval of AP holds its true value, and how often two models of equal true
-AP are called different at the 5 % level. Prints and writes results/intervals.json.
+Counts how often the 95 % interval of AP holds its true value, and how often two models of equal
+true AP are called different at the 5 % level. Prints and writes results/intervals.json.
 
 AP of few images is biased upwards: interpolation takes the best precision of what is left of the
 curve. So there are two true values: AP expected of a data set of that size, and of one without end.

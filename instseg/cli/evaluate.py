@@ -158,7 +158,7 @@ def _coco(
             records,
             scored.scores,
             images=scored.images,
-            title=f"{args.dt or args.weights}",
+            title=(args.dt or args.weights).name,
             ground_truth_name=f"{args.gt or args.config}",
             results_name=f"{args.dt or args.weights}",
             options=options,
