@@ -18,7 +18,7 @@ from instseg.evaluation.ground_truth import GroundTruthError
 from instseg.evaluation.json_file import read_json
 from instseg.evaluation.lvis import LvisScores, evaluate_lvis
 from instseg.evaluation.params import IOU_TYPES, CocoParams
-from instseg.evaluation.per_image import slice_stats
+from instseg.evaluation.per_image import score_slices
 from instseg.evaluation.report import (
     Writable,
     category_table,
@@ -53,10 +53,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         parser.error(_FORMS)
     if "gt" in given and (args.overrides or args.save_results):
         parser.error("key.path=value and --save-results belong to --config and --weights")
-    if args.metric != "coco" and given != {"gt", "dt"}:
-        parser.error(f"--metric {args.metric} belongs to --gt and --dt")
-    if "compare" in given and (args.report or args.slices):
-        parser.error("--report and --slices belong to a single model, not to --compare")
+    if args.metric != "coco" and (given != {"gt", "dt"} or _not_for_others(args, parser)):
+        parser.error(f"--metric {args.metric} takes --gt, --dt, --iou-type bbox segm and --json")
+    if "compare" in given and (args.report or args.slices or args.backend):
+        parser.error("--report, --slices and --backend belong to a single model, not to --compare")
+    if "compare" in given and args.replicates == 0:
+        parser.error("--compare needs replicates")
+    if args.images and not ("dt" in given and args.report):
+        parser.error("--images belongs to --gt and --dt with --report")
     if args.report and args.iou_type == ["boundary"]:
         parser.error("--report explains boxes or masks: add bbox or segm to --iou-type")
     try:
@@ -64,6 +68,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     return run(partial(_command, args, params, options))
+
+
+def _not_for_others(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
+    """Whether options are given that only COCO's metric knows."""
+    names = "report slices area iou_thresholds max_detections class_agnostic backend images "
+    names += "replicates confidence"
+    changed = any(getattr(args, name) != parser.get_default(name) for name in names.split())
+    return changed or "boundary" in (args.iou_type or ())
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
@@ -136,6 +148,7 @@ def _command(args: argparse.Namespace, params: CocoParams, options: BootstrapOpt
 def _coco(
     args: argparse.Namespace, params: CocoParams, options: BootstrapOptions
 ) -> dict[str, CocoScores]:
+    slices = {} if args.slices is None else read_slices(args.slices)
     scored = (_score_model if args.gt is None else _score_files)(args, params, options)
     if not scored.is_writer:
         return {}
@@ -143,12 +156,12 @@ def _coco(
     truth, records = scored.ground_truth, scored.records
     if args.save_results is not None:
         write_results(records, args.save_results)
-    if args.slices is not None:
-        slices = read_slices(args.slices)
-        for iou_type in scored.scores:
-            matches = match_records(truth, records, iou_type, params)
-            stats = slice_stats(matches, params, Vocabulary.of(truth), slices)
-            Console().print(slice_table(iou_type, stats))
+    scores = scored.scores
+    for iou_type in scores if slices else ():
+        matches = match_records(truth, records, iou_type, params)
+        parts = score_slices(matches, scores[iou_type], Vocabulary.of(truth), slices, options)
+        scores[iou_type] = replace(scores[iou_type], slices=parts)
+        Console().print(slice_table(scores[iou_type]))
     if args.report is not None:
         from instseg.cli.report import write_evaluation_report
 
@@ -164,7 +177,7 @@ def _coco(
             options=options,
         )
         print(f"report: {page}")
-    return scored.scores
+    return scores
 
 
 def _keeps_records(args: argparse.Namespace) -> bool:

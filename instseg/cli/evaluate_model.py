@@ -13,7 +13,7 @@ from instseg.config.build import build_device, build_evaluator, build_val_loader
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
 from instseg.config.trained import inference_config, load_trained
-from instseg.engine.distributed import process_group, rank_and_size
+from instseg.engine.distributed import own_device, process_group, rank_and_size
 from instseg.engine.evaluate import evaluate
 from instseg.evaluation.params import CocoParams
 from instseg.evaluation.scores import BootstrapOptions
@@ -44,8 +44,8 @@ def evaluate_model(
         intervals=options,
         keep_results=keep_records,
     )
-    device = build_device(config)
-    with process_group(device), Progress(console=CONSOLE, transient=True) as bar:
+    device = own_device(build_device(config))
+    with process_group(), Progress(console=CONSOLE, transient=True) as bar:
         rank, _ = rank_and_size()
         task = bar.add_task("evaluating", visible=rank == 0)
         scores = evaluate(

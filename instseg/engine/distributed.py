@@ -20,17 +20,23 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process where torchrun started several; any other device as it is."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the group that torchrun announces in the environment, if there is one.
 
-    Args:
-        device: NCCL serves GPUs, gloo the CPU.
+    Only Python objects go through it, so gloo serves processes with GPUs as well.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("gloo")
     try:
         yield
     finally:

@@ -27,6 +27,10 @@ class PrecisionRecall:
     precision: Floats
     recall: Floats
 
+    def of_category(self, k: int) -> PrecisionRecall:
+        """The tables of one category."""
+        return PrecisionRecall(self.precision[:, :, [k]], self.recall[:, [k]])
+
 
 def by_category(matches: Matches, categories: int) -> list[Ints]:
     """For each category its detections, best score first.

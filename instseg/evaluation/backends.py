@@ -27,26 +27,20 @@ Backend = Callable[[ScoringData, CocoParams], PrecisionRecall]
 
 def score_hotcoco(data: ScoringData, params: CocoParams) -> PrecisionRecall:
     """Score with hotcoco, the COCO protocol in Rust."""
-    truth, found, vocabulary = data.truth, data.detections, data.vocabulary
-    categories = [{"id": int(c), "name": str(c)} for c in vocabulary.categories]
+    truth, found = data.truth, data.detections
+    # Positions stand for the ids, which may be too large for the floating numbers of results.
     ground_truth = hotcoco.COCO.from_arrays(
-        [{"id": int(i)} for i in vocabulary.images],
-        categories,
-        vocabulary.images[truth.image],
-        vocabulary.categories[truth.category],
+        [{"id": i + 1} for i in range(len(data.vocabulary.images))],
+        [{"id": k + 1, "name": str(k)} for k in range(len(data.vocabulary.categories))],
+        truth.image + 1,
+        truth.category + 1,
         truth.box,
         area=truth.area,
         iscrowd=truth.crowd.astype(np.int64),
         segmentation=None if truth.masks is None else list(truth.masks),
     )
-    columns = (
-        vocabulary.images[found.image],
-        found.box,
-        found.score,
-        vocabulary.categories[found.category],
-    )
     results = ground_truth.load_res(
-        np.column_stack(columns).astype(np.float64),
+        np.column_stack((found.image + 1, found.box, found.score, found.category + 1)),
         segmentation=None if found.masks is None else list(found.masks),
     )
     if found.masks is not None:  # hotcoco, as COCO, has put in the boxes' areas

@@ -84,8 +84,8 @@ def replicate(
         average, hits = bootstrap_precision(
             matches.found[here, :, a],
             matches.ignored[here, :, a],
-            matches.rank[here],
-            matches.image[here],
+            matches.rank[here].astype(np.int64),
+            matches.image[here].astype(np.int64),
             weights,
             objects,
             RECALLS,
@@ -134,7 +134,10 @@ def p_value(difference: float, replicates: Floats) -> float | None:
 def standard_error(replicates: Floats) -> float | None:
     """The standard deviation of the replicates that exist; None if there are fewer than two."""
     known = replicates[~np.isnan(replicates)]
-    return float(known.std(ddof=1)) if len(known) > 1 else None
+    if len(known) < 2:
+        return None
+    # The mean of equal numbers is rounded, and would make them differ from it.
+    return float(known.std(ddof=1)) if np.ptp(known) > 1e-12 else 0.0
 
 
 def _images_with_objects(matches: Matches, categories: int) -> Ints:

@@ -34,10 +34,8 @@ OTHER_BACKENDS: dict[str, Backend] = {
 BACKENDS = ("instseg", *OTHER_BACKENDS)
 """Who computes COCO's tables. All three agree to the last digits; "instseg" streams."""
 
-METRICS = metrics_of(CocoParams())
-"""COCO's twelve, in the order it prints them."""
-
-METRIC_NAMES = tuple(m.name for m in METRICS)
+METRIC_NAMES = tuple(m.name for m in metrics_of(CocoParams()))
+"""COCO's twelve figures, in the order it prints them."""
 
 DEFAULT_IOU_TYPES = ("bbox", "segm")
 
@@ -85,11 +83,11 @@ class CocoEvaluator(RecordCollector):
         self._kept = keep_results or backend != "instseg"
         self._streams = {t: MatchStream(self.ground_truth, t, self.params) for t in iou_types}
 
-    def add_records(self, records: Mapping[int, list[dict[str, Any]]]) -> None:
+    def _add(self, records: Mapping[int, list[dict[str, Any]]]) -> None:
         """Match the records of new images, and keep them only if they are asked for later."""
         for stream in self._streams.values():
             stream.add(records)
-        super().add_records(records)
+        super()._add(records)
         if not self._kept:
             self._records.clear()
 
@@ -99,14 +97,16 @@ class CocoEvaluator(RecordCollector):
         Raises:
             ValueError: ``other`` is for another ground truth, other categories or other parameters.
         """
-        if not isinstance(other, CocoEvaluator) or (self._streams.keys(), self.params) != (
-            other._streams.keys(),
-            other.params,
-        ):
-            raise ValueError("only evaluators of the same IoU types and parameters can be merged")
+        if not isinstance(other, CocoEvaluator) or self._settings() != other._settings():
+            raise ValueError(
+                "only evaluators of the same IoU types, parameters and backend can be merged"
+            )
         super().merge(other)
         for iou_type, stream in self._streams.items():
             stream.merge(other._streams[iou_type])
+
+    def _settings(self) -> tuple[object, ...]:
+        return tuple(self._streams), self.params, self._backend, self._kept
 
     def results(self) -> list[dict[str, Any]]:
         """The records so far, by image id; within an image in the order they were given.
@@ -118,23 +118,13 @@ class CocoEvaluator(RecordCollector):
             raise ValueError("records were not kept; make the evaluator with keep_results=True")
         return super().results()
 
-    def matches(self) -> dict[str, Matches]:
-        """What was matched so far, by IoU type; see `instseg.evaluation.bootstrap`."""
-        return {iou_type: stream.matches() for iou_type, stream in self._streams.items()}
-
     def compute(self) -> dict[str, CocoScores]:
         """Score what was added, by IoU type."""
-        if self._backend in OTHER_BACKENDS:
-            return score(
-                self.ground_truth,
-                self.results(),
-                tuple(self._streams),
-                self._backend,
-                self.params,
-                self._options,
-            )
-        return {
-            iou_type: scores_of_matches(
+        scores = {}
+        for iou_type, stream in self._streams.items():
+            other = OTHER_BACKENDS.get(self._backend) if iou_type != "boundary" else None
+            data = other and ScoringData.of(self.ground_truth, self.results(), iou_type)
+            scores[iou_type] = scores_of_matches(
                 stream.matches(),
                 iou_type,
                 stream.vocabulary,
@@ -142,9 +132,9 @@ class CocoEvaluator(RecordCollector):
                 self.detections,
                 self.params,
                 self._options,
+                tables=other(data, self.params) if other and data else None,
             )
-            for iou_type, stream in self._streams.items()
-        }
+        return scores
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -193,7 +183,7 @@ def evaluate_files(
         gt: COCO annotations.
         dt: COCO results.
         iou_types: some of `IOU_TYPES`. None scores boxes, and masks if both files have them.
-        backend: one of `BACKENDS`.
+        backend: one of `BACKENDS`; hotcoco is the fastest where whole files are there.
         params: thresholds, areas and limits; COCO's by default.
         intervals: how confidence intervals are made.
 

@@ -70,9 +70,9 @@ class RecordCollector:
             self._check(image_id, instances)
             if image_id not in self._counts and image_id not in new:
                 new[image_id] = instances_to_results(image_id, instances, self._category_ids)
-        self.add_records(new)
+        self._add(new)
 
-    def add_records(self, records: Mapping[int, list[dict[str, Any]]]) -> None:
+    def _add(self, records: Mapping[int, list[dict[str, Any]]]) -> None:
         """Keep the records of images not seen before, by image id."""
         self._records.update(records)
         self._counts.update({image_id: len(found) for image_id, found in records.items()})
@@ -83,14 +83,24 @@ class RecordCollector:
         Raises:
             ValueError: ``other`` is for other images, categories or IoU types.
         """
-        for name in ("_sizes", "_category_ids", "iou_types"):
-            if getattr(self, name) != getattr(other, name):
+        theirs = other._made_of()
+        for name, own in self._made_of().items():
+            if own != theirs[name]:
                 raise ValueError(
                     "evaluators can be merged only if they were made with the same ground truth, "
-                    f"category ids and IoU types; these differ in {name.lstrip('_')}"
+                    f"category ids and IoU types; these differ in {name}"
                 )
         self._records = other._records | self._records
         self._counts = other._counts | self._counts
+
+    def _made_of(self) -> dict[str, object]:
+        return {
+            "sizes": self._sizes,
+            "categories": self.ground_truth["categories"],
+            "annotations": len(self.ground_truth["annotations"]),
+            "category_ids": self._category_ids,
+            "iou_types": self.iou_types,
+        }
 
     def results(self) -> list[dict[str, Any]]:
         """The records so far, by image id; within an image in the order they were given."""
@@ -128,6 +138,8 @@ def _restricted(ground_truth: dict[str, Any], image_ids: Sequence[int]) -> dict[
     unknown = chosen - {i["id"] for i in ground_truth["images"]}
     if unknown:
         raise ValueError(f"image ids {sorted(unknown)} are not in the ground truth")
+    if not chosen:
+        raise ValueError("image_ids is empty, so nothing is to be scored; None takes all images")
     return {
         "images": [i for i in ground_truth["images"] if i["id"] in chosen],
         "categories": ground_truth["categories"],

@@ -19,10 +19,9 @@ from instseg.evaluation.params import CocoParams, metrics_of
 from instseg.evaluation.per_image import average_precision_of_images
 from instseg.evaluation.scores import (
     BootstrapOptions,
-    CocoScores,
     category_replicates,
-    make_scores,
     mean_of_known,
+    metric_value,
 )
 from instseg.evaluation.tables import Floats, Vocabulary
 
@@ -129,64 +128,37 @@ def compare_records(
     matches = [match_records(ground_truth, records, iou_type, params) for records in (a, b)]
     vocabulary = Vocabulary.of(ground_truth)
     names = ["all"] if params.class_agnostic else category_names(ground_truth)
-    (first, first_drawn), (second, second_drawn) = (
-        _figures(m, params, options, vocabulary, names, iou_type) for m in matches
-    )
-    stats = {
-        name: _difference(
-            first.stats[name],
-            second.stats[name],
-            mean_of_known(second_drawn[name] - first_drawn[name], axis=1),
-            options.confidence,
-        )
-        for name in first.stats
-    }
-    per_category = {
-        name: _difference(
-            first.per_category[name]["AP"],
-            second.per_category[name]["AP"],
-            second_drawn["AP"][:, k] - first_drawn["AP"][:, k],
-            options.confidence,
-        )
-        for k, name in enumerate(names)
-    }
+    weights = draw_weights(len(vocabulary.images), options.replicates, options.seed)
+    tables = [accumulate(m, params, len(names)) for m in matches]
+    drawn = [replicate(m, params, len(names), weights) for m in matches]
+    stats = {}
+    for metric in metrics_of(params):
+        a_value, b_value = (metric_value(metric, t, params) for t in tables)
+        first, second = (category_replicates(metric, d, params) for d in drawn)
+        holding = drawn[0].holding[-1, list(params.areas).index(metric.area)]
+        spread = mean_of_known(second - first, axis=1)
+        stats[metric.name] = _difference(a_value, b_value, spread, int(holding), options.confidence)
+    ap = metrics_of(params)[0]
+    first, second = (category_replicates(ap, d, params) for d in drawn)
+    per_category = {}
+    for k, name in enumerate(names):
+        a_value, b_value = (metric_value(ap, t.of_category(k), params) for t in tables)
+        holding = drawn[0].holding[k, list(params.areas).index("all")]
+        spread = second[:, k] - first[:, k]
+        per_category[name] = _difference(a_value, b_value, spread, int(holding), options.confidence)
     by_size = sorted(per_category.items(), key=lambda item: -abs(item[1].difference or 0))
     return Comparison(iou_type, stats, dict(by_size), _images(matches, vocabulary), options)
 
 
-def _figures(
-    matches: Matches,
-    params: CocoParams,
-    options: BootstrapOptions,
-    vocabulary: Vocabulary,
-    names: list[str],
-    iou_type: str,
-) -> tuple[CocoScores, dict[str, Floats]]:
-    """The figures, and for each the ``[B, K]`` replicates of every category."""
-    images = len(vocabulary.images)
-    scores = make_scores(
-        accumulate(matches, params, len(names)),
-        None,
-        params,
-        options,
-        iou_type=iou_type,
-        categories=names,
-        images=images,
-        detections=len(matches.image),
-    )
-    weights = draw_weights(images, options.replicates, options.seed)
-    replicates = replicate(matches, params, len(names), weights)
-    return scores, {m.name: category_replicates(m, replicates, params) for m in metrics_of(params)}
-
-
-def _difference(a: float, b: float, replicates: Floats, confidence: float) -> Difference:
-    """``replicates``: ``[B]`` differences."""
+def _difference(
+    a: float, b: float, replicates: Floats, images: int, confidence: float
+) -> Difference:
+    """Args: the two figures, ``[B]`` differences, and how many images hold what is counted."""
     if a < 0 or b < 0:
         return Difference(a, b, None, None, None, None)
-    error = standard_error(replicates)
-    difference = b - a
-    # Without any spread a single image holds all that differs, and says nothing of others.
-    if error is None or (error == 0 and difference != 0):
+    error, difference = standard_error(replicates), b - a
+    # A single image, or one that holds all that differs, says nothing of others.
+    if error is None or images < 2 or (error == 0 and difference != 0):
         return Difference(a, b, difference, None, None, None)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)

@@ -1,8 +1,8 @@
 """Annotation and result files straight into columns, for files without fault.
 
 `instseg.evaluation.ground_truth` and `results` look at records one by one and say what is wrong
-with which. This reader checks the same by columns, many times faster, but can only say that
-something is: it then returns None, and they have the word.
+with which. This reader checks by columns, many times faster, but can only say that something is
+unusual: it then returns None, and they have the word.
 """
 
 from __future__ import annotations
@@ -81,8 +81,15 @@ def read_fast(gt: Path, dt: Path, iou_types: Sequence[str] | None) -> list[Scori
     try:
         truth = msgspec.json.decode(gt.read_bytes(), type=_GroundTruth)
         records = msgspec.json.decode(dt.read_bytes(), type=list[_Record])
-    except (msgspec.DecodeError, UnicodeDecodeError):  # ValidationError is a DecodeError
+        return _read(truth, records, iou_types or None)
+    # ValidationError is a DecodeError; integers beyond 64 bits overflow.
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):
         return None
+
+
+def _read(
+    truth: _GroundTruth, records: list[_Record], iou_types: Sequence[str] | None
+) -> list[ScoringData] | None:
     vocabulary = _vocabulary(truth)
     if vocabulary is None or not records:
         return None
@@ -91,11 +98,13 @@ def read_fast(gt: Path, dt: Path, iou_types: Sequence[str] | None) -> list[Scori
         both = masks and any(r.segmentation is not None for r in records)
         iou_types = ("bbox", "segm") if both else ("bbox",)
     names = [c.name for c in sorted(truth.categories, key=lambda c: c.id)]
-    pixels = _pixels(truth, vocabulary)
+    sizes = _sizes(truth, vocabulary)
+    if "segm" in iou_types and (sizes == 0).any():
+        return None
     data = []
     for iou_type in iou_types:
-        objects = _truth(truth, vocabulary, pixels, iou_type)
-        found = _detections(records, vocabulary, pixels, iou_type)
+        objects = _truth(truth, vocabulary, sizes, iou_type)
+        found = _detections(records, vocabulary, sizes, iou_type)
         if objects is None or found is None:
             return None
         data.append(ScoringData(iou_type, vocabulary, names, objects, found))
@@ -113,12 +122,18 @@ def _vocabulary(truth: _GroundTruth) -> Vocabulary | None:
         or not truth.categories
         or any(len(np.unique(i)) < len(i) or i.min(initial=0) < 0 for i in ids)
         or len({c.name for c in truth.categories}) < len(truth.categories)
-        or any((i.height is None) != (i.width is None) for i in truth.images)
+        or not all(_is_size(i.height, i.width) for i in truth.images)
     )
     return None if unusual else Vocabulary(np.sort(ids[0]), np.sort(ids[1]))
 
 
-def _pixels(truth: _GroundTruth, vocabulary: Vocabulary) -> Ints:
+def _is_size(height: int | None, width: int | None) -> bool:
+    if height is None or width is None:
+        return height is width
+    return height > 0 and width > 0 and height * width < 2**31
+
+
+def _sizes(truth: _GroundTruth, vocabulary: Vocabulary) -> Ints:
     """``int64 [images, 2]``: height and width in order of id; 0 where they are not given."""
     sizes = np.zeros((len(vocabulary.images), 2), np.int64)
     place = np.searchsorted(vocabulary.images, [i.id for i in truth.images])
@@ -151,9 +166,11 @@ def _truth(truth: _GroundTruth, vocabulary: Vocabulary, sizes: Ints, iou_type: s
 
 
 def _object_code(raw: msgspec.Raw, size: tuple[int, int]) -> RLE | None:
-    if raw in _NOTHING or not 0 < size[0] * size[1] < 2**31 or min(size) < 1:
+    if raw in _NOTHING:
         return None
     segmentation: Any = msgspec.json.decode(raw)
+    if not segmentation:
+        return None
     if isinstance(segmentation, list):
         if polygons_defect(segmentation, size):
             return None

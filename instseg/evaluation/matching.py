@@ -13,11 +13,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from instseg.evaluation.params import CocoParams
 from instseg.evaluation.tables import Bools, Detections, Floats, Ints, Truth
 from instseg.ops import rle
 
+Positions = npt.NDArray[np.int32]
 _PAIRS_AT_ONCE = 2_000_000
 
 
@@ -38,14 +40,14 @@ class Matches:
         truth_ignored: ``bool [G, A]``: crowds and objects outside the area range.
     """
 
-    image: Ints
-    category: Ints
+    image: Positions
+    category: Positions
     score: Floats
-    rank: Ints
+    rank: Positions
     found: Bools
     ignored: Bools
-    truth_image: Ints
-    truth_category: Ints
+    truth_image: Positions
+    truth_category: Positions
     truth_ignored: Bools
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,7 @@ class CocoParams:
 
     Args:
         iou_thresholds: T thresholds in (0, 1].
-        areas: A named ranges of object area in pixels, both ends included; one is named "all".
+        areas: A named ranges of object area in pixels, both ends included; the first is "all".
         max_detections: limits on the detections of an image and category, ascending: recall is
             given at each of them, precision at the last.
         class_agnostic: compare objects of all categories as if they were one.
@@ -44,10 +45,12 @@ class CocoParams:
             raise ValueError(f"iou_thresholds must ascend, got {thresholds}")
         if not limits or list(limits) != sorted(set(limits)) or limits[0] < 1:
             raise ValueError(f"max_detections must be ascending integers >= 1, got {limits}")
-        if "all" not in self.areas:
-            raise ValueError(f"areas must have a range named 'all', got {tuple(self.areas)}")
+        if next(iter(self.areas), None) != "all":
+            raise ValueError(f"the first of areas must be named 'all', got {tuple(self.areas)}")
         for name, (low, high) in self.areas.items():
-            if not 0 <= low < high:
+            if not name.isidentifier():
+                raise ValueError(f"areas: a name must be letters, digits and _, got {name!r}")
+            if not 0 <= low < high < math.inf:
                 raise ValueError(f"areas: {name!r} must be (low, high), got {(low, high)}")
 
     def threshold_index(self, iou: float) -> int | None:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from instseg.evaluation.accumulate import RECALLS, accumulate
+from instseg.evaluation.bootstrap import draw_weights, replicate
 from instseg.evaluation.matching import Matches
-from instseg.evaluation.params import CocoParams, metrics_of
-from instseg.evaluation.scores import metric_value
+from instseg.evaluation.scores import BootstrapOptions, CocoScores, make_scores
 from instseg.evaluation.slices import SliceError
 from instseg.evaluation.tables import Bools, Floats, Ints, Vocabulary
 
@@ -17,8 +17,8 @@ from instseg.evaluation.tables import Bools, Floats, Ints, Vocabulary
 def average_precision_of_images(matches: Matches, images: int) -> Floats:
     """``float64 [images]``: each image's own AP, the mean over the categories of its objects.
 
-    It is COCO's AP of a data set of that image alone; NaN where an image has no object to find.
-    Area ranges other than the first ("all") are not looked at.
+    It is COCO's AP of a data set of that image alone, to nine digits; NaN where an image has no
+    object to find. Area ranges other than the first ("all") are not looked at.
     """
     counted = ~matches.truth_ignored[:, 0]
     width = 1 + int(max(matches.category.max(initial=0), matches.truth_category.max(initial=0)))
@@ -44,34 +44,50 @@ def average_precision_of_images(matches: Matches, images: int) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def slice_stats(
+def score_slices(
     matches: Matches,
-    params: CocoParams,
+    whole: CocoScores,
     vocabulary: Vocabulary,
     slices: Mapping[str, Collection[int]],
-) -> dict[str, dict[str, float]]:
-    """COCO's figures on named sets of images.
+    options: BootstrapOptions,
+) -> dict[str, CocoScores]:
+    """COCO's figures and intervals on named sets of images.
 
     Args:
         matches: of all images.
-        params: what they were matched with.
+        whole: the scores of all images; it knows parameters and categories.
         vocabulary: which ids the positions in ``matches`` stand for.
         slices: image ids by name.
+        options: of the bootstrap.
 
     Raises:
         SliceError: a slice is empty or names an image that is not scored.
     """
-    categories = 1 if params.class_agnostic else len(vocabulary.categories)
-    stats = {}
+    params, names = whole.params, list(whole.per_category)
+    scores = {}
     for name, ids in slices.items():
         chosen = np.isin(vocabulary.images, np.array(list(ids), dtype=np.int64))
         if not ids or int(chosen.sum()) != len(set(ids)):
             unknown = sorted(set(ids) - set(vocabulary.images.tolist()))
             what = f"has unknown image ids {unknown[:5]}" if unknown else "is empty"
             raise SliceError(f"the slice {name!r} {what}")
-        tables = accumulate(matches.on_images(chosen), params, categories)
-        stats[name] = {m.name: metric_value(m, tables, params) for m in metrics_of(params)}
-    return stats
+        part = matches.on_images(chosen)
+        replicates = None
+        if options.replicates:
+            weights = np.zeros((len(chosen), options.replicates), np.int32)
+            weights[chosen] = draw_weights(int(chosen.sum()), options.replicates, options.seed)
+            replicates = replicate(part, params, len(names), weights)
+        scores[name] = make_scores(
+            accumulate(part, params, len(names)),
+            replicates,
+            params,
+            options,
+            iou_type=whole.iou_type,
+            categories=names,
+            images=int(chosen.sum()),
+            detections=len(part.image),
+        )
+    return scores
 
 
 def _average_precisions(hits: Bools, judged: Bools, group: Ints, objects: Ints) -> Floats:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from rich.markup import escape
 from rich.table import Table
 
-from instseg.evaluation.bootstrap import Interval
 from instseg.evaluation.compare import Comparison, Difference
 from instseg.evaluation.json_file import write_json
 from instseg.evaluation.params import Metric, metrics_of
@@ -45,10 +44,7 @@ def summary_lines(scores: Mapping[str, CocoScores]) -> list[str]:
     lines = []
     for iou_type, score in scores.items():
         lines.append(f"Evaluate annotation type *{iou_type}*")
-        lines.extend(
-            _line(metric, score.stats[metric.name], score.intervals.get(metric.name))
-            for metric in metrics_of(score.params)
-        )
+        lines.extend(_line(metric, score) for metric in metrics_of(score.params))
     return lines
 
 
@@ -124,14 +120,17 @@ def plain_lines(scores: Mapping[str, Figures]) -> list[str]:
     return lines
 
 
-def slice_table(iou_type: str, stats: Mapping[str, Mapping[str, float]]) -> Table:
-    """The figures of named sets of images, a row for each."""
-    table = Table(title=f"{_TITLES[iou_type]}: slices")
-    table.add_column("slice")
-    for name in next(iter(stats.values())):
-        table.add_column(name, justify="right")
-    for name, values in stats.items():
-        table.add_row(escape(name), *map(_number, values.values()))
+def slice_table(score: CocoScores) -> Table:
+    """The figures of named sets of images, a row for each; AP with its interval."""
+    table = Table(title=f"{_TITLES[score.iou_type]}: slices")
+    for heading in ("slice", "images", *score.stats):
+        table.add_column(heading, justify="left" if heading == "slice" else "right")
+    for name, part in score.slices.items():
+        figures = [_number(value) for value in part.stats.values()]
+        interval = part.intervals.get("AP")
+        if interval is not None and interval.low is not None:
+            figures[0] += f" [{interval.low:0.3f}, {interval.high:0.3f}]"
+        table.add_row(escape(name), str(part.images), *map(escape, figures))
     return table
 
 
@@ -144,19 +143,18 @@ def write_scores(scores: Mapping[str, Writable], path: Path) -> None:
     write_json({iou_type: s.to_dict() for iou_type, s in scores.items()}, path, indent=2)
 
 
-def _line(metric: Metric, value: float, interval: Interval | None) -> str:
+def _line(metric: Metric, score: CocoScores) -> str:
     title = "Average Recall     (AR)" if metric.recall else "Average Precision  (AP)"
+    thresholds = (metric.iou,) if metric.iou is not None else score.params.iou_thresholds
+    iou = ":".join(f"{t:0.2f}" for t in dict.fromkeys((thresholds[0], thresholds[-1])))
     line = (
-        f" {title} @[ IoU={_iou(metric):<9} | area={metric.area:>6} | "
-        f"maxDets={metric.max_detections:>3} ] = {value:0.3f}"
+        f" {title} @[ IoU={iou:<9} | area={metric.area:>6} | "
+        f"maxDets={metric.max_detections:>3} ] = {score.stats[metric.name]:0.3f}"
     )
+    interval = score.intervals.get(metric.name)
     if interval is None or interval.low is None:
         return line
     return f"{line} [{interval.low:0.3f}, {interval.high:0.3f}]"
-
-
-def _iou(metric: Metric) -> str:
-    return "0.50:0.95" if metric.iou is None else f"{metric.iou:0.2f}"
 
 
 def _number(value: float) -> str:

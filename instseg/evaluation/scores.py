@@ -29,6 +29,7 @@ class CocoScores:
         intervals: the figures of ``stats`` with their confidence intervals; empty where none were
             asked for.
         category_intervals: the same for each category.
+        slices: the scores of named sets of images.
     """
 
     iou_type: str
@@ -39,6 +40,7 @@ class CocoScores:
     params: CocoParams = field(default_factory=CocoParams)
     intervals: dict[str, Interval] = field(default_factory=dict)
     category_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    slices: dict[str, CocoScores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -93,7 +95,7 @@ def make_scores(
     metrics = metrics_of(params)
     stats = {m.name: metric_value(m, tables, params) for m in metrics}
     per_category = {
-        name: {m.name: metric_value(m, _category(tables, k), params) for m in metrics}
+        name: {m.name: metric_value(m, tables.of_category(k), params) for m in metrics}
         for k, name in enumerate(categories)
     }
     intervals: dict[str, Interval] = {}
@@ -127,7 +129,7 @@ def metric_value(metric: Metric, tables: PrecisionRecall, params: CocoParams) ->
     limit = params.max_detections.index(metric.max_detections)
     table = (tables.recall if metric.recall else tables.precision)[..., area, limit]
     if metric.iou is not None:
-        table = table[params.threshold_index(metric.iou)]
+        table = table[_threshold(metric.iou, params)]
     known = table[table > -1]
     return float(known.mean()) if known.size else -1.0
 
@@ -140,9 +142,17 @@ def category_replicates(metric: Metric, replicates: Replicates, params: CocoPara
         table = replicates.recall[..., area, limit]
     else:
         table = replicates.precision[..., area]
-    index = params.threshold_index(metric.iou) if metric.iou is not None else None
-    chosen: Floats = table.mean(axis=1) if index is None else table[:, index]
+    chosen: Floats = (
+        table.mean(axis=1) if metric.iou is None else table[:, _threshold(metric.iou, params)]
+    )
     return chosen
+
+
+def _threshold(iou: float, params: CocoParams) -> int:
+    index = params.threshold_index(iou)
+    if index is None:
+        raise ValueError(f"the IoU threshold {iou} is not among {params.iou_thresholds}")
+    return index
 
 
 def mean_of_known(values: Floats, axis: int) -> Floats:
@@ -151,7 +161,3 @@ def mean_of_known(values: Floats, axis: int) -> Floats:
     total = np.where(known, values, 0).sum(axis=axis)
     count = known.sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _category(tables: PrecisionRecall, k: int) -> PrecisionRecall:
-    return PrecisionRecall(tables.precision[:, :, [k]], tables.recall[:, [k]])

@@ -10,7 +10,7 @@ from instseg.evaluation.json_file import read_json
 
 
 class SliceError(ValueError):
-    """A file of slices that cannot be read; the message names file and slice."""
+    """Slices that cannot be used; the message names the slice, or the file if it is at fault."""
 
 
 def read_slices(path: Path) -> dict[str, list[int]]:

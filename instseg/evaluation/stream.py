@@ -23,7 +23,7 @@ PAIR_IOUS: dict[str, PairIoU] = {
 class MatchStream:
     """Matches detections to ground truth as they come; picklable, and mergeable across processes.
 
-    Some tens of bytes remain of a detection, nothing of its mask.
+    About a hundred bytes remain of a detection, nothing of its mask.
 
     Args:
         ground_truth: a prepared COCO dictionary.
@@ -40,9 +40,6 @@ class MatchStream:
         self._truth = truth[np.argsort(truth.image, kind="stable")]
         self._parts: list[Matches] = []
         self._seen = np.zeros(len(self.vocabulary.images), np.bool_)
-
-    def __contains__(self, image_id: int) -> bool:
-        return bool(self._seen[self._position(image_id)])
 
     def add(self, records: Mapping[int, Sequence[dict[str, Any]]]) -> None:
         """Match the checked records of some new images, by image id."""

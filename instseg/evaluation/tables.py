@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from instseg.evaluation.ground_truth import image_sizes
 from instseg.ops import rle
 from instseg.structures.masks import RLE
 
@@ -114,13 +115,14 @@ class ScoringData:
     ) -> ScoringData:
         """Of a prepared COCO dictionary and checked records."""
         vocabulary = Vocabulary.of(ground_truth)
-        sizes = {i["id"]: (i.get("height"), i.get("width")) for i in ground_truth["images"]}
         categories = sorted(ground_truth["categories"], key=lambda c: int(c["id"]))
         return cls(
             iou_type,
             vocabulary,
             [c["name"] for c in categories],
-            truth_table(ground_truth["annotations"], vocabulary, sizes, iou_type),
+            truth_table(
+                ground_truth["annotations"], vocabulary, image_sizes(ground_truth), iou_type
+            ),
             detection_table(records, vocabulary, iou_type),
         )
 

@@ -115,7 +115,9 @@ def masks_to_rle(
 
 def rle_fill(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """See `instseg.ops.rle.fills_image`."""
-    result: Tensor = torch.ops.instseg.ext_rle_fill(*_joined(counts), torch.from_numpy(pixels))
+    result: Tensor = torch.ops.instseg.ext_rle_fill(
+        *_joined(counts), torch.from_numpy(np.ascontiguousarray(pixels))
+    )
     return result.numpy()
 
 

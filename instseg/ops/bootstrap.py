@@ -39,11 +39,11 @@ def bootstrap_precision(
     result: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] = kernel(
         np.ascontiguousarray(found),
         np.ascontiguousarray(ignored),
-        np.asarray(rank, dtype=np.int64),
-        np.asarray(image, dtype=np.int64),
+        np.ascontiguousarray(rank, dtype=np.int64),
+        np.ascontiguousarray(image, dtype=np.int64),
         np.ascontiguousarray(weights, dtype=np.int32),
-        np.asarray(objects, dtype=np.int64),
-        np.asarray(recalls, dtype=np.float64),
-        np.asarray(limits, dtype=np.int64),
+        np.ascontiguousarray(objects, dtype=np.int64),
+        np.ascontiguousarray(recalls, dtype=np.float64),
+        np.ascontiguousarray(limits, dtype=np.int64),
     )
     return result

@@ -58,7 +58,10 @@ def test_slices(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFix
     argv = ["--gt", files["gt"], "--dt", files["a"], "--iou-type", "bbox"]
     assert main([*argv, "--slices", str(slices), "--json", str(tmp_path / "s.json")]) == 0
     shown = capsys.readouterr().out
-    ap = read(tmp_path / "s.json")["bbox"]["stats"]["AP"]
+    scores = read(tmp_path / "s.json")["bbox"]
+    ap = scores["stats"]["AP"]
+    assert scores["slices"]["everything"]["stats"]["AP"] == pytest.approx(ap, abs=1e-12)
+    assert scores["slices"]["few"]["images"] == 2
     (line,) = (row for row in shown.splitlines() if "everything" in row)
     assert f"{ap:0.3f}" in line
     assert any("few" in row for row in shown.splitlines())
@@ -123,7 +126,11 @@ def test_other_metrics(
     [
         (["--gt", "g", "--compare", "a", "b", "--dt", "c"], "or --gt and --compare"),
         (["--gt", "g", "--compare", "a", "b", "--report", "r"], "belong to a single model"),
-        (["--config", "c", "--weights", "w", "--metric", "voc"], "--metric voc belongs to --gt"),
+        (["--gt", "g", "--compare", "a", "b", "--replicates", "0"], "--compare needs replicates"),
+        (["--gt", "g", "--dt", "d", "--metric", "voc", "--report", "r"], "--metric voc takes"),
+        (["--gt", "g", "--dt", "d", "--metric", "lvis", "--iou-type", "boundary"], "lvis takes"),
+        (["--gt", "g", "--dt", "d", "--images", "i"], "--images belongs to"),
+        (["--config", "c", "--weights", "w", "--metric", "voc"], "--metric voc takes --gt"),
         (
             ["--gt", "g", "--dt", "d", "--iou-type", "boundary", "--report", "r"],
             "add bbox or segm",

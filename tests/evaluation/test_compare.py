@@ -67,6 +67,20 @@ def test_what_makes_the_difference_comes_first() -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_a_category_of_one_image_has_no_interval() -> None:
+    truth, found = random_sets(8)
+    (first, *_) = [a["image_id"] for a in truth["annotations"] if a["category_id"] == 3]
+    truth["annotations"] = [
+        a for a in truth["annotations"] if a["category_id"] != 3 or a["image_id"] == first
+    ]
+    prepared = prepare_ground_truth(truth, BOTH)
+    checked = check_results(found, prepared, BOTH)
+    result = compare_records(prepared, checked, checked[::2], "bbox")
+    rare = result.per_category["c3"]
+    assert rare.difference is not None
+    assert (rare.low, rare.high, rare.p_value) == (None, None, None)
+
+
 def test_a_comparison_needs_replicates() -> None:
     truth, _ = random_sets(1)
     prepared = prepare_ground_truth(truth, BOTH)

@@ -113,6 +113,9 @@ DEFECTS: dict[str, tuple[Change, str]] = {
         lambda t, f: t["annotations"][1].update(id=t["annotations"][0]["id"]),
         "used twice",
     ),
+    "huge id": (lambda t, f: f[1].update(image_id=2**63), "record 1: key 'image_id' must be"),
+    "empty mask": (lambda t, f: t["annotations"][0].update(segmentation=[]), "missing or empty"),
+    "flat image": (lambda t, f: t["images"][0].update(height=0), "must be positive integers"),
     "same image": (lambda t, f: t["images"].append(t["images"][0]), "used twice"),
     "same name": (lambda t, f: t["categories"][1].update(name="c11"), "'c11' is used twice"),
     "no size": (lambda t, f: t["images"][0].pop("height"), "'height' and 'width' are needed"),
@@ -140,6 +143,26 @@ def test_files_cut_short(tmp_path: Path, which: int) -> None:
     assert read_fast(gt, dt, BOTH) is None
     with pytest.raises((GroundTruthError, ResultsError), match="cut short"):
         evaluate_files(gt, dt, BOTH)
+
+
+def test_lists_of_nothing_however_written(tmp_path: Path) -> None:
+    truth, found = copy.deepcopy(random_sets(4))
+    truth["annotations"][0]["segmentation"] = []
+    text = json.dumps(truth).replace('"segmentation": []', '"segmentation": [ ]')
+    gt, dt = write(tmp_path, text, found)
+    assert read_fast(gt, dt, BOTH) is None
+    with pytest.raises(GroundTruthError, match="missing or empty"):
+        evaluate_files(gt, dt, BOTH)
+
+
+def test_ids_beyond_what_floating_numbers_hold(tmp_path: Path) -> None:
+    truth, found = copy.deepcopy(random_sets(4))
+    expected = evaluate_files(*write(tmp_path, truth, found))
+    for record in truth["images"]:
+        record["id"] += 2**60
+    for record in (*truth["annotations"], *found):
+        record["image_id"] += 2**60
+    assert evaluate_files(*write(tmp_path, truth, found)) == expected
 
 
 def test_missing_area_and_iscrowd_are_filled_in(

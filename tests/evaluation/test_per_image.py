@@ -11,9 +11,10 @@ from instseg.evaluation.coco import CocoEvaluator, evaluate_results, match_recor
 from instseg.evaluation.ground_truth import prepare_ground_truth
 from instseg.evaluation.matching import Matches
 from instseg.evaluation.params import CocoParams
-from instseg.evaluation.per_image import average_precision_of_images, slice_stats
+from instseg.evaluation.per_image import average_precision_of_images, score_slices
 from instseg.evaluation.results import check_results
 from instseg.evaluation.scores import BootstrapOptions
+from instseg.evaluation.slices import SliceError
 from instseg.evaluation.tables import Vocabulary
 
 from .test_backends import Sets, random_sets
@@ -55,20 +56,32 @@ def test_slices_score_as_data_sets_of_their_own() -> None:
     matches, vocabulary = matched(sets)
     ids = vocabulary.images.tolist()
     slices = {"first": ids[:2], "rest": set(ids[2:]), "all": ids}
-    got = slice_stats(matches, CocoParams(), vocabulary, slices)
+    whole = evaluate_results(*sets, ("bbox",))["bbox"]
+    got = score_slices(matches, whole, vocabulary, slices, BootstrapOptions())
     assert list(got) == list(slices)
+    assert got["all"].intervals == whole.intervals
     for name, chosen in slices.items():
         alone = only(sets, set(chosen))
-        expected = evaluate_results(*alone, ("bbox",), intervals=NONE)["bbox"]
-        assert got[name] == pytest.approx(expected.stats, abs=1e-12)
+        expected = evaluate_results(*alone, ("bbox",))["bbox"]
+        assert got[name].stats == pytest.approx(expected.stats, abs=1e-12)
+        assert got[name].images == len(chosen)
+        for figure, interval in expected.intervals.items():
+            assert got[name].intervals[figure].low == pytest.approx(interval.low, abs=1e-12)
 
 
-def test_slices_of_nothing_and_of_unknown_images() -> None:
-    matches, vocabulary = matched(random_sets(3))
-    with pytest.raises(ValueError, match="the slice 'night' is empty"):
-        slice_stats(matches, CocoParams(), vocabulary, {"night": []})
-    with pytest.raises(ValueError, match=r"the slice 'fog' has unknown image ids \[777\]"):
-        slice_stats(matches, CocoParams(), vocabulary, {"fog": [777]})
+@pytest.mark.parametrize(
+    ("slices", "words"),
+    [
+        ({"night": []}, "the slice 'night' is empty"),
+        ({"fog": [777]}, r"the slice 'fog' has unknown image ids \[777\]"),
+    ],
+)
+def test_slices_of_nothing_and_of_unknown_images(slices: dict[str, list[int]], words: str) -> None:
+    sets = random_sets(3)
+    matches, vocabulary = matched(sets)
+    whole = evaluate_results(*sets, ("bbox",), intervals=NONE)["bbox"]
+    with pytest.raises(SliceError, match=words):
+        score_slices(matches, whole, vocabulary, slices, NONE)
 
 
 def test_no_objects_at_all() -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from instseg.evaluation.bootstrap import Interval
 from instseg.evaluation.coco import METRIC_NAMES
+from instseg.evaluation.params import CocoParams, metrics_of
 from instseg.evaluation.report import category_table, summary_lines, write_scores
 from instseg.evaluation.scores import CocoScores
 
@@ -73,6 +74,14 @@ def test_intervals_follow_their_figures() -> None:
     assert lines[1].endswith(" = 0.250 [0.200, 0.310]")
     assert lines[2].endswith(" = 0.250")
     assert lines[6].endswith(" = -1.000")
+
+
+def test_lines_name_the_thresholds_they_average() -> None:
+    for thresholds, words in (((0.3, 0.5, 0.6), "IoU=0.30:0.60 "), ((0.4,), "IoU=0.40      ")):
+        params = CocoParams(iou_thresholds=thresholds)
+        stats = {m.name: 0.5 for m in metrics_of(params)}
+        lines = summary_lines({"bbox": CocoScores("bbox", stats, {}, 1, 1, params)})
+        assert words in lines[1]
 
 
 def test_lines_of_both_types() -> None:

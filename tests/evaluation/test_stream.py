@@ -77,7 +77,7 @@ def test_nothing_remains_of_masks_and_boxes() -> None:
     own.update(list(found), list(found.values()))
     detections = sum(map(len, found.values()))
     assert own.detections == detections
-    # Two flags for each of 40 thresholds and areas, and 20 bytes.
+    # Two flags for each of 40 pairs of threshold and area, and 20 bytes.
     assert len(pickle.dumps(own)) - before < 110 * detections + 2000
     with pytest.raises(ValueError, match="make the evaluator with keep_results=True"):
         own.results()
@@ -85,10 +85,15 @@ def test_nothing_remains_of_masks_and_boxes() -> None:
 
 def test_evaluators_of_different_things_do_not_merge() -> None:
     truth, _ = predictions(2)
-    with pytest.raises(ValueError, match="same IoU types and parameters"):
+    with pytest.raises(ValueError, match="same IoU types, parameters"):
         evaluator(truth).merge(evaluator(truth, params=CocoParams(class_agnostic=True)))
-    with pytest.raises(ValueError, match="same IoU types and parameters"):
+    with pytest.raises(ValueError, match="same IoU types, parameters"):
         evaluator(truth).merge(CocoEvaluator(truth, CATEGORIES))
+    with pytest.raises(ValueError, match="parameters and backend"):
+        evaluator(truth, keep_results=True).merge(evaluator(truth))
+    more = truth | {"annotations": truth["annotations"][:-1]}
+    with pytest.raises(ValueError, match="made with the same ground truth"):
+        evaluator(truth).merge(evaluator(more))
     other, _ = predictions(5)
     with pytest.raises(ValueError, match="made with the same ground truth"):
         evaluator(truth).merge(evaluator(other))
