@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from instseg.evaluation.checks import polygons_defect, rle_defect
+from instseg.evaluation.checks import rle_defect
 from instseg.evaluation.ground_truth import compressed
 from instseg.evaluation.tables import Detections, Floats, Ints, ScoringData, Truth, Vocabulary
 from instseg.ops import rle
@@ -161,24 +161,32 @@ def _truth(truth: _GroundTruth, vocabulary: Vocabulary, sizes: Ints, iou_type: s
         masks = [code for code in codes if code is not None]
         if not annotations or len(masks) < len(codes):
             return None
-        box = rle.boxes_xywh(masks)
+        box = np.zeros_like(box)
     return Truth(image, category, box, area, masks, crowd.astype(np.bool_))
 
 
 def _object_code(raw: msgspec.Raw, size: tuple[int, int]) -> RLE | None:
     if raw in _NOTHING:
         return None
-    segmentation: Any = msgspec.json.decode(raw)
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
-        if polygons_defect(segmentation, size):
+    if bytes(raw).startswith(b"["):
+        polygons = msgspec.json.decode(raw, type=list[list[float]])
+        if not polygons or not all(_is_polygon(p, size) for p in polygons):
             return None
-        return rle.from_polygons([np.array(p).reshape(-1, 2) for p in segmentation], size)
+        return rle.from_polygons([np.array(p).reshape(-1, 2) for p in polygons], size)
+    segmentation: Any = msgspec.json.decode(raw)
     if not isinstance(segmentation, dict) or rle_defect(segmentation, size):
         return None
     code = compressed(segmentation, size)
     return {"size": code["size"], "counts": code["counts"].encode()}
+
+
+def _is_polygon(corners: list[float], size: tuple[int, int]) -> bool:
+    """See `polygons_defect`; JSON's numbers are finite."""
+    if len(corners) < 6 or len(corners) % 2:
+        return False
+    (height, width), xs, ys = size, corners[::2], corners[1::2]
+    across = -width <= min(xs) and max(xs) <= 2 * width
+    return across and -height <= min(ys) and max(ys) <= 2 * height
 
 
 def _detections(
@@ -204,7 +212,8 @@ def _detections(
     if (given != wanted).any() or not rle.fills_image(counts, wanted.prod(axis=1)).all():
         return None
     masks = [{"size": c.size, "counts": n} for c, n in zip(codes, counts, strict=True)]
-    return Detections(image, category, rle.boxes_xywh(masks), rle.areas(masks), masks, score)
+    no_boxes = np.zeros((len(records), 4))
+    return Detections(image, category, no_boxes, rle.areas(masks), masks, score)
 
 
 def _ints(values: list[int]) -> Ints:

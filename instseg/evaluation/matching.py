@@ -126,12 +126,11 @@ def box_pair_iou(
 def mask_pair_iou(
     detections: Detections, truth: Truth, pair_det: Ints, pair_truth: Ints, lowest: float
 ) -> Floats:
-    """IoU of run-length codes, for the pairs that can reach ``lowest`` by their boxes and areas."""
+    """IoU of run-length codes, for the pairs that can reach ``lowest`` by their areas."""
     assert detections.masks is not None
     assert truth.masks is not None
     own, other = detections.area[pair_det], rle.areas(truth.masks)[pair_truth]
-    most = _box_intersection(detections.box[pair_det], truth.box[pair_truth])
-    most = np.minimum(most, np.minimum(own, other))
+    most = np.minimum(own, other)
     union = np.where(truth.crowd[pair_truth], own, own + other - most)
     possible = np.flatnonzero((most > 0) & (most >= lowest * union * (1 - 1e-9)))
     result = np.zeros(len(pair_det))

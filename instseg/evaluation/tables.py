@@ -25,7 +25,7 @@ class Shapes:
     Args:
         image: ``int64 [N]``, positions in the ascending list of image ids.
         category: ``int64 [N]``, positions in the ascending list of category ids.
-        box: ``float64 [N, 4]``: x, y, width, height in pixels.
+        box: ``float64 [N, 4]``: x, y, width, height in pixels; zeros where masks are compared.
         area: ``float64 [N]`` in pixels, which sorts a shape into small, medium and large.
         masks: N run-length codes, or None where boxes are compared.
     """
@@ -176,7 +176,7 @@ def _common(records: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> dict[s
 
 def _boxes(records: Sequence[dict[str, Any]], masks: Sequence[RLE] | None) -> Floats:
     if masks is not None:
-        return rle.boxes_xywh(masks)
+        return np.zeros((len(records), 4))
     return np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)
 
 

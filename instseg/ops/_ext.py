@@ -20,6 +20,7 @@ from instseg.ops.layout import is_channels_last, memory_format
 from instseg.structures.masks import RLE
 
 _HOW = "build it with `python -m instseg.ops.build`"
+_STRINGS_AT_ONCE = 1 << 16
 # Loading is what registers the ops. It fails loudly: a library that is there must work.
 _loaded = {"cpu": (PACKAGE / CPU_LIBRARY).is_file(), "cuda": False}
 if _loaded["cpu"]:
@@ -115,10 +116,12 @@ def masks_to_rle(
 
 def rle_fill(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """See `instseg.ops.rle.fills_image`."""
-    result: Tensor = torch.ops.instseg.ext_rle_fill(
-        *_joined(counts), torch.from_numpy(np.ascontiguousarray(pixels))
-    )
-    return result.numpy()
+    result = np.zeros(len(counts), np.bool_)
+    for begin in range(0, len(counts), _STRINGS_AT_ONCE):  # joined, all would be there twice
+        part = slice(begin, begin + _STRINGS_AT_ONCE)
+        wanted = torch.from_numpy(np.ascontiguousarray(pixels[part]))
+        result[part] = torch.ops.instseg.ext_rle_fill(*_joined(counts[part]), wanted).numpy()
+    return result
 
 
 def rle_pair_iou(
@@ -145,7 +148,7 @@ def bootstrap_precision(
 
 def _joined(texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
     """Strings side by side as ``uint8``, and where each ends."""
-    data = np.frombuffer(b"".join(texts), np.uint8).copy()
+    data = np.frombuffer(bytearray().join(texts), np.uint8)
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
     return torch.from_numpy(data), torch.from_numpy(ends)
 

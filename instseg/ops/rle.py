@@ -71,12 +71,6 @@ def areas(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
     return np.asarray(hotcoco.mask.area(list(rles)) if rles else [], dtype=np.float64)
 
 
-def boxes_xywh(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
-    """``float64 [N, 4]``: each mask's tight box as x, y, width, height; zeros for an empty one."""
-    boxes = np.asarray(hotcoco.mask.to_bbox(list(rles)) if rles else [], dtype=np.float64)
-    return boxes.reshape(-1, 4)
-
-
 def pair_iou(
     first: Sequence[RLE],
     second: Sequence[RLE],
