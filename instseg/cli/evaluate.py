@@ -253,5 +253,5 @@ def show(scores: Mapping[str, CocoScores]) -> None:
             f"{kind}: {scores[kind].detections} detections in {scores[kind].images} images"
         )
         for line in summary_lines({kind: scores[kind]}):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(category_table(scores))
