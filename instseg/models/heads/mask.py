@@ -51,8 +51,7 @@ class MaskPredictor(nn.Module):
         self.logits = nn.Conv2d(channels, num_classes + 1, 1)
         nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(_bias(self.upsample))
-        # As torchvision's. The first mask loss is large, and with it the share that masks have in
-        # the first clipped steps: boxes come out better for it, masks a little worse.
+        # As torchvision's; docs/results.md has what detectron2's, N(0, 0.001^2), gave.
         nn.init.kaiming_normal_(self.logits.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(_bias(self.logits))
 
