@@ -19,7 +19,6 @@ import pycocotools.cocoeval
 from instseg.evaluation.accumulate import PrecisionRecall
 from instseg.evaluation.params import CocoParams
 from instseg.evaluation.tables import Detections, ScoringData, Truth, Vocabulary
-from instseg.ops import rle
 
 Backend = Callable[[ScoringData, CocoParams], PrecisionRecall]
 """Scores boxes or masks."""
@@ -102,35 +101,3 @@ def _dataset(shapes: Truth | Detections, vocabulary: Vocabulary) -> dict[str, An
             for number, row in enumerate(rows, start=1)
         ],
     }
-
-
-def datasets(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ground truth and detections as COCO dictionaries that hold one shape, the scored one.
-
-    For masks a detection's area, which sorts it into small, medium and large, is that of its mask:
-    COCO's ``loadRes`` takes the box's as soon as records carry a box too.
-    """
-    shape = "bbox" if iou_type == "bbox" else "segmentation"
-    kept = ("id", "image_id", "category_id", "area", "iscrowd", shape)
-    common = {"images": ground_truth["images"], "categories": ground_truth["categories"]}
-    truth = [{k: a[k] for k in kept} for a in ground_truth["annotations"]]
-    detections = []
-    for number, record in enumerate(results, start=1):
-        if iou_type == "bbox":
-            area = float(record["bbox"][2] * record["bbox"][3])
-        else:
-            area = float(rle.area(record["segmentation"]))
-        detections.append(
-            {
-                "id": number,
-                "image_id": record["image_id"],
-                "category_id": record["category_id"],
-                "score": record["score"],
-                "iscrowd": 0,
-                "area": area,
-                shape: record[shape],
-            }
-        )
-    return common | {"annotations": truth}, common | {"annotations": detections}

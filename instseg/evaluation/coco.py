@@ -12,7 +12,7 @@ from typing import Any
 from instseg.evaluation.accumulate import PrecisionRecall, accumulate
 from instseg.evaluation.backends import Backend, score_hotcoco, score_pycocotools
 from instseg.evaluation.bootstrap import draw_weights, replicate
-from instseg.evaluation.collector import RecordCollector
+from instseg.evaluation.collector import SHAPES, RecordCollector
 from instseg.evaluation.fast_files import read_fast
 from instseg.evaluation.ground_truth import (
     GroundTruthError,
@@ -36,8 +36,6 @@ BACKENDS = ("instseg", *OTHER_BACKENDS)
 
 METRIC_NAMES = tuple(m.name for m in metrics_of(CocoParams()))
 """COCO's twelve figures, in the order it prints them."""
-
-DEFAULT_IOU_TYPES = ("bbox", "segm")
 
 
 class CocoEvaluator(RecordCollector):
@@ -67,7 +65,7 @@ class CocoEvaluator(RecordCollector):
         ground_truth: dict[str, Any],
         category_ids: Sequence[int],
         *,
-        iou_types: Sequence[str] = DEFAULT_IOU_TYPES,
+        iou_types: Sequence[str] = SHAPES,
         params: CocoParams | None = None,
         intervals: BootstrapOptions | None = None,
         backend: str = "instseg",
@@ -146,7 +144,7 @@ class CocoEvaluator(RecordCollector):
 def evaluate_results(
     ground_truth: dict[str, Any],
     results: Sequence[dict[str, Any]],
-    iou_types: Sequence[str] = DEFAULT_IOU_TYPES,
+    iou_types: Sequence[str] = SHAPES,
     backend: str = "hotcoco",
     *,
     params: CocoParams | None = None,
@@ -311,7 +309,7 @@ def match_records(
 def shapes_of(iou_types: Sequence[str]) -> tuple[str, ...]:
     """What annotations and records must hold for some IoU types: "bbox", "segm" or both."""
     needed = {"segm" if t == "boundary" else t for t in iou_types}
-    return tuple(t for t in DEFAULT_IOU_TYPES if t in needed)
+    return tuple(t for t in SHAPES if t in needed)
 
 
 def check_choices(iou_types: Sequence[str], backend: str) -> None:
@@ -332,4 +330,4 @@ def _shared_iou_types(truth: Any, results: Sequence[list[Any]]) -> tuple[str, ..
     # Results of no detections do not say what they are for.
     masks = all(has_segmentations(records) or not records for records in results)
     annotations = truth.get("annotations") if isinstance(truth, dict) else None
-    return DEFAULT_IOU_TYPES if masks and has_segmentations(annotations) else ("bbox",)
+    return SHAPES if masks and has_segmentations(annotations) else ("bbox",)

@@ -9,7 +9,8 @@ from instseg.evaluation.ground_truth import image_sizes
 from instseg.evaluation.results import instances_to_results
 from instseg.structures import Instances
 
-IOU_TYPES = ("bbox", "segm")
+SHAPES = ("bbox", "segm")
+"""What records hold and can be scored by."""
 
 
 class RecordCollector:
@@ -128,9 +129,9 @@ class RecordCollector:
 
 
 def check_iou_types(iou_types: Sequence[str]) -> None:
-    """Raise ValueError unless ``iou_types`` are some of `IOU_TYPES`."""
-    if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(IOU_TYPES):
-        raise ValueError(f"iou_types must be some of {IOU_TYPES}, got {iou_types!r}")
+    """Raise ValueError unless ``iou_types`` are some of `SHAPES`."""
+    if isinstance(iou_types, str) or not iou_types or set(iou_types) - set(SHAPES):
+        raise ValueError(f"iou_types must be some of {SHAPES}, got {iou_types!r}")
 
 
 def _restricted(ground_truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:

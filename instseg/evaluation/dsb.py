@@ -22,7 +22,7 @@ from hotcoco import primitives
 
 from instseg.evaluation.checks import is_int, rle_defect
 from instseg.evaluation.ground_truth import compressed
-from instseg.evaluation.semantic import PerImageEvaluator, check_same_size, integer_map
+from instseg.evaluation.maps import PerImageEvaluator, check_same_size, integer_map
 from instseg.ops import rle
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from instseg.evaluation.semantic import PerImageEvaluator, check_same_size, integer_map
+from instseg.evaluation.maps import PerImageEvaluator, check_same_size, integer_map
 
 SCORE_NAMES = (
     "v_rand",

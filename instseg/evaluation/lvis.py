@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instseg.evaluation.checks import is_int, raise_defects
-from instseg.evaluation.collector import IOU_TYPES, RecordCollector, check_iou_types
+from instseg.evaluation.collector import SHAPES, RecordCollector, check_iou_types
 from instseg.evaluation.ground_truth import GroundTruthError, prepare_ground_truth
 from instseg.evaluation.results import check_results
 from instseg.ops import rle
@@ -162,7 +162,7 @@ class LvisEvaluator(RecordCollector):
         ground_truth: dict[str, Any],
         category_ids: Sequence[int],
         *,
-        iou_types: Sequence[str] = IOU_TYPES,
+        iou_types: Sequence[str] = SHAPES,
         image_ids: Sequence[int] | None = None,
     ) -> None:
         check_iou_types(iou_types)
@@ -177,7 +177,7 @@ class LvisEvaluator(RecordCollector):
 def evaluate_lvis(
     ground_truth: dict[str, Any],
     results: Sequence[dict[str, Any]],
-    iou_types: Sequence[str] = IOU_TYPES,
+    iou_types: Sequence[str] = SHAPES,
 ) -> dict[str, LvisScores]:
     """Score result records against an LVIS dictionary; neither is changed.
 

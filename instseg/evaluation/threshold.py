@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from instseg.evaluation.semantic import PerImageEvaluator, check_same_size, integer_map
+from instseg.evaluation.maps import PerImageEvaluator, check_same_size, integer_map
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+FIGURES = {"precision_recall", "errors", "calibration", "confusion", "sizes"}
 NAMES = (
     "cell",
     "nucleus",

@@ -8,7 +8,7 @@ from typing import Any
 
 import hotcoco
 
-from instseg.evaluation.backends import datasets
+from instseg.evaluation.collector import SHAPES
 from instseg.evaluation.reasons.calibration import Calibration, calibrate
 from instseg.evaluation.reasons.confusion import Confusion, confuse
 from instseg.evaluation.reasons.curves import Curves, precision_recall
@@ -24,8 +24,7 @@ from instseg.evaluation.reasons.matches import MatchTable, match
 from instseg.evaluation.reasons.outcomes import ImageOutcome, judge, outcomes_of_images
 from instseg.evaluation.reasons.pictures import Picture, choose_pictures
 from instseg.evaluation.reasons.thresholds import Operation, Threshold, operate
-
-IOU_TYPES = ("bbox", "segm")
+from instseg.ops import rle
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,9 @@ def find_reasons(
     Raises:
         ValueError: another IoU type.
     """
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
-    truth, detections = datasets(ground_truth, results, iou_type)
+    if iou_type not in SHAPES:
+        raise ValueError(f"iou_type must be one of {', '.join(SHAPES)}, got {iou_type!r}")
+    truth, detections = _datasets(ground_truth, results, iou_type)
     evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(detections), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -144,3 +143,35 @@ def _per_category(
             strict=True,
         )
     }
+
+
+def _datasets(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ground truth and detections as COCO dictionaries that hold one shape, the scored one.
+
+    For masks a detection's area, which sorts it into small, medium and large, is that of its mask:
+    COCO's ``loadRes`` takes the box's as soon as records carry a box too.
+    """
+    shape = "bbox" if iou_type == "bbox" else "segmentation"
+    kept = ("id", "image_id", "category_id", "area", "iscrowd", shape)
+    common = {"images": ground_truth["images"], "categories": ground_truth["categories"]}
+    truth = [{k: a[k] for k in kept} for a in ground_truth["annotations"]]
+    detections = []
+    for number, record in enumerate(results, start=1):
+        if iou_type == "bbox":
+            area = float(record["bbox"][2] * record["bbox"][3])
+        else:
+            area = float(rle.area(record["segmentation"]))
+        detections.append(
+            {
+                "id": number,
+                "image_id": record["image_id"],
+                "category_id": record["category_id"],
+                "score": record["score"],
+                "iscrowd": 0,
+                "area": area,
+                shape: record[shape],
+            }
+        )
+    return common | {"annotations": truth}, common | {"annotations": detections}
