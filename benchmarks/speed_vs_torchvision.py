@@ -20,7 +20,7 @@ from benchmarks.torchvision_peer import TorchvisionMaskRCNN
 from instseg.config.build import build_device, build_model
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
-from instseg.models.torchvision_weights import convert_torchvision_state_dict
+from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_dict
 from instseg.ops import rle
 from instseg.structures import Instances, SparseMasks
 

@@ -30,7 +30,7 @@ from instseg.config.schema_model import (
 from instseg.config.trained import check_state_dict, describe_weights
 from instseg.engine.errors import CheckpointError
 from instseg.engine.weights import METADATA_KEY, load_weights, save_weights
-from instseg.models.torchvision_weights import convert_torchvision_state_dict, select_classes
+from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_dict, select_classes
 
 MODELS = (
     "fasterrcnn_resnet50_fpn",

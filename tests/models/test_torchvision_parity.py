@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from instseg.models import detection
-from instseg.models.torchvision_weights import convert_torchvision_state_dict
+from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_dict
 from instseg.ops import instance_rles, rle
 from instseg.structures import BitMasks, Instances, RoIMasks
 

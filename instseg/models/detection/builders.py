@@ -2,7 +2,7 @@
 
 ``torchvision=True`` builds the model with the conventions of torchvision's checkpoints (RoIAlign
 without the half-pixel shift, rounded anchors, masks pasted into whole-pixel boxes), so that weights
-converted by `instseg.models.torchvision_weights` give torchvision's outputs.
+converted by `instseg.models.foreign.torchvision_rcnn` give torchvision's outputs.
 """
 
 from __future__ import annotations

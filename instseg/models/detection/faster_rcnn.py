@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from instseg.models.backbones import Backbone
+from instseg.models.detection.detector import Detector
 from instseg.models.detection.roi_boxes import RoIBoxHead, SampledRoIs
 from instseg.models.detection.rpn import RegionProposalNetwork
 from instseg.models.necks import FPN
@@ -14,7 +15,7 @@ from instseg.models.preprocess import Preprocess
 from instseg.structures import ImageBatch, Instances
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(Detector):
     """Backbone, neck, region proposals, box head.
 
     Args:
@@ -33,43 +34,14 @@ class FasterRCNN(nn.Module):
         rpn: RegionProposalNetwork,
         box_head: RoIBoxHead,
     ) -> None:
-        super().__init__()
-        self.preprocess = preprocess
-        self.backbone = backbone
-        self.neck = neck
+        super().__init__(preprocess, backbone, neck)
         self.rpn = rpn
         self.box_head = box_head
-
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Instances] | None = None
-    ) -> dict[str, Tensor] | list[Instances]:
-        """Losses with targets, detections without.
-
-        Args:
-            images: ``[C, H, W]`` each, of any sizes: uint8, uint16, or floating in 0..1.
-            targets: the objects of each image.
-
-        Returns:
-            With targets, scalar losses whose sum is to be trained: ``loss_objectness``,
-            ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` (and ``loss_mask`` of a
-            Mask R-CNN). Without, the detections of each image in its own coordinates.
-
-        Raises:
-            ValueError: images and targets differ in number, or an image's size is not that of
-                its target.
-        """
-        if targets is not None:
-            _check_targets(images, targets)
-        batch = self.preprocess(images)
-        features = self.neck(self.backbone(batch.tensor))
-        if targets is not None:
-            return self.losses(batch, features, targets)
-        return self.detect(batch, features)
 
     def losses(
         self, batch: ImageBatch, features: list[Tensor], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """The losses of all parts."""
+        """``loss_objectness``, ``loss_rpn_box_reg``, and those of `roi_losses`."""
         output = self.rpn(batch, features)
         losses = self.rpn.loss(output, targets)
         proposals = self.rpn.propose(output, batch.sizes, self.rpn.training_limits)
@@ -82,7 +54,7 @@ class FasterRCNN(nn.Module):
         samples: Sequence[SampledRoIs],
         targets: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        """The losses of what is computed on the sampled RoIs."""
+        """``loss_classifier`` and ``loss_box_reg`` (and ``loss_mask`` of a Mask R-CNN)."""
         return self.box_head.loss(features, samples, targets)
 
     def detect(self, batch: ImageBatch, features: list[Tensor]) -> list[Instances]:
@@ -90,14 +62,3 @@ class FasterRCNN(nn.Module):
         output = self.rpn(batch, features)
         proposals = self.rpn.propose(output, batch.sizes, self.rpn.inference_limits)
         return self.box_head.detect(features, proposals, batch.sizes)
-
-
-def _check_targets(images: Sequence[Tensor], targets: Sequence[Instances]) -> None:
-    if len(images) != len(targets):
-        raise ValueError(f"{len(images)} images but {len(targets)} targets")
-    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-        if tuple(image.shape[-2:]) != tuple(target.image_size):
-            raise ValueError(
-                f"image {i} is {tuple(image.shape[-2:])} (height, width), "
-                f"but its target is for {tuple(target.image_size)}"
-            )

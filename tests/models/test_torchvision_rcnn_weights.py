@@ -11,8 +11,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from instseg.models.backbones import ResNet
+from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_dict, select_classes
 from instseg.models.heads import BoxPredictor, MaskPredictor
-from instseg.models.torchvision_weights import convert_torchvision_state_dict, select_classes
 
 RENAMED = {
     "backbone.body.conv1.weight": "backbone.conv1.weight",

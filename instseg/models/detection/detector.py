@@ -1,0 +1,74 @@
+"""What every detector is: preprocessing, backbone, neck, and one of two ways on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from instseg.models.backbones import Backbone
+from instseg.models.preprocess import Preprocess
+from instseg.structures import ImageBatch, Instances
+
+
+class Detector(nn.Module, ABC):
+    """Losses with targets, detections without.
+
+    Args:
+        preprocess: normalises and pads the images.
+        backbone: images to feature maps.
+        neck: feature maps to those that the heads read.
+    """
+
+    def __init__(self, preprocess: Preprocess, backbone: Backbone, neck: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.backbone = backbone
+        self.neck = neck
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Instances] | None = None
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Run the model.
+
+        Args:
+            images: ``[C, H, W]`` each, of any sizes: uint8, uint16, or floating in 0..1.
+            targets: the objects of each image.
+
+        Returns:
+            With targets, scalar losses whose sum is to be trained. Without, the detections of each
+            image in its own coordinates, best first.
+
+        Raises:
+            ValueError: images and targets differ in number, or an image's size is not that of
+                its target.
+        """
+        if targets is not None:
+            _check_targets(images, targets)
+        batch = self.preprocess(images)
+        features = self.neck(self.backbone(batch.tensor))
+        if targets is not None:
+            return self.losses(batch, features, targets)
+        return self.detect(batch, features)
+
+    @abstractmethod
+    def losses(
+        self, batch: ImageBatch, features: list[Tensor], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """The losses of all parts."""
+
+    @abstractmethod
+    def detect(self, batch: ImageBatch, features: list[Tensor]) -> list[Instances]:
+        """The detections of each image."""
+
+
+def _check_targets(images: Sequence[Tensor], targets: Sequence[Instances]) -> None:
+    if len(images) != len(targets):
+        raise ValueError(f"{len(images)} images but {len(targets)} targets")
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        if tuple(image.shape[-2:]) != tuple(target.image_size):
+            raise ValueError(
+                f"image {i} is {tuple(image.shape[-2:])} (height, width), "
+                f"but its target is for {tuple(target.image_size)}"
+            )

@@ -1,0 +1,1 @@
+"""Weights of other projects in instseg's names; a file for each source."""
