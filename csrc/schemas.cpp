@@ -20,10 +20,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(instseg, m) {
   m.def(
       "ext_masks_to_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, "
       "bool aligned) -> (Tensor, Tensor)");
-  m.def("ext_rle_fill(Tensor text, Tensor ends, Tensor pixels) -> Tensor");
+  m.def("ext_rle_areas(Tensor text, Tensor begin, Tensor end, Tensor pixels) -> Tensor");
   m.def(
-      "ext_rle_pair_iou(Tensor first_text, Tensor first_ends, Tensor second_text, "
-      "Tensor second_ends, Tensor first, Tensor second, Tensor crowd) -> Tensor");
+      "ext_rle_pair_iou(Tensor first_text, Tensor first_begin, Tensor first_end, "
+      "Tensor second_text, Tensor second_begin, Tensor second_end, Tensor first, Tensor second, "
+      "Tensor crowd) -> Tensor");
+  m.def("ext_result_columns(Tensor text) -> Tensor[]");
+  m.def(
+      "ext_precision_recall(Tensor found, Tensor ignored, Tensor rank, Tensor objects, "
+      "Tensor recalls, Tensor limits) -> (Tensor, Tensor)");
   m.def(
       "ext_bootstrap_precision(Tensor found, Tensor ignored, Tensor rank, Tensor image, "
       "Tensor weights, Tensor objects, Tensor recalls, Tensor limits) -> (Tensor, Tensor)");

@@ -56,46 +56,53 @@ class RunReader {
   bool sound_ = true;
 };
 
-// N strings side by side.
+// N strings within one text.
 struct Strings {
-  Strings(const Tensor& text, const Tensor& ends)
-      : begin(static_cast<const uint8_t*>(text.const_data_ptr())),
-        ends(static_cast<const int64_t*>(ends.const_data_ptr())),
-        count(ends.numel()) {
+  Strings(const Tensor& text, const Tensor& begin, const Tensor& end)
+      : text(static_cast<const uint8_t*>(text.const_data_ptr())),
+        begin(static_cast<const int64_t*>(begin.const_data_ptr())),
+        end(static_cast<const int64_t*>(end.const_data_ptr())),
+        count(end.numel()) {
     STD_TORCH_CHECK(text.scalar_type() == ScalarType::Byte && text.is_contiguous() &&
-                        ends.scalar_type() == ScalarType::Long && ends.is_contiguous(),
-                    "run lengths: text must be uint8 and ends int64, both contiguous");
+                        begin.scalar_type() == ScalarType::Long && begin.is_contiguous() &&
+                        end.scalar_type() == ScalarType::Long && end.is_contiguous() &&
+                        begin.numel() == count,
+                    "run lengths: text must be uint8, begin and end int64, all contiguous");
     for (int64_t n = 0; n < count; ++n) {
-      STD_TORCH_CHECK(this->ends[n] >= (n ? this->ends[n - 1] : 0) && this->ends[n] <= text.numel(),
-                      "run lengths: ends must ascend within the text");
+      STD_TORCH_CHECK(0 <= this->begin[n] && this->begin[n] <= this->end[n] &&
+                          this->end[n] <= text.numel(),
+                      "run lengths: a string must lie within the text");
     }
   }
-  RunReader operator[](int64_t n) const {
-    return {begin + (n ? ends[n - 1] : 0), begin + ends[n]};
-  }
+  RunReader operator[](int64_t n) const { return {text + begin[n], text + end[n]}; }
 
-  const uint8_t* begin;
-  const int64_t* ends;
+  const uint8_t* text;
+  const int64_t *begin, *end;
   int64_t count;
 };
 
-Tensor rle_fill(const Tensor& text, const Tensor& ends, const Tensor& pixels) {
-  const Strings strings(text, ends);
+// The foreground of one string; -1 where it is not sound or does not add up to `pixels`.
+int64_t area_of(RunReader reader, int64_t pixels) {
+  int64_t sums[2] = {0, 0}, runs = 0;
+  // A sum over 2^62 is no image's; stopping there keeps it from running over.
+  for (int64_t run; sums[0] + sums[1] < (int64_t(1) << 61) && reader.next(run); ++runs) {
+    sums[runs & 1] += run;
+  }
+  return runs > 0 && reader.sound() && sums[0] + sums[1] == pixels ? sums[1] : -1;
+}
+
+Tensor rle_areas(const Tensor& text, const Tensor& begin, const Tensor& end,
+                 const Tensor& pixels) {
+  const Strings strings(text, begin, end);
   STD_TORCH_CHECK(pixels.scalar_type() == ScalarType::Long && pixels.is_contiguous() &&
                       pixels.numel() == strings.count,
-                  "rle_fill: pixels must be contiguous int64 [N]");
+                  "rle_areas: pixels must be contiguous int64 [N]");
   const int64_t* wanted = static_cast<const int64_t*>(pixels.const_data_ptr());
-  Tensor result = torch::stable::empty({strings.count}, ScalarType::Bool);
-  bool* out = static_cast<bool*>(result.mutable_data_ptr());
+  Tensor result = torch::stable::empty({strings.count}, ScalarType::Long);
+  int64_t* out = static_cast<int64_t*>(result.mutable_data_ptr());
   parallel_pieces(strings.count, 1024, [&] {
-    return [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        RunReader reader = strings[n];
-        int64_t total = 0, runs = 0;
-        // A sum over 2^62 is no image's; stopping there keeps it from running over.
-        for (int64_t run; total < (int64_t(1) << 62) && reader.next(run); ++runs) total += run;
-        out[n] = runs > 0 && reader.sound() && total == wanted[n];
-      }
+    return [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) out[n] = area_of(strings[n], wanted[n]);
     };
   });
   return result;
@@ -133,10 +140,12 @@ struct Foreground {
   }
 };
 
-Tensor rle_pair_iou(const Tensor& first_text, const Tensor& first_ends, const Tensor& second_text,
-                    const Tensor& second_ends, const Tensor& first, const Tensor& second,
+Tensor rle_pair_iou(const Tensor& first_text, const Tensor& first_begin, const Tensor& first_end,
+                    const Tensor& second_text, const Tensor& second_begin,
+                    const Tensor& second_end, const Tensor& first, const Tensor& second,
                     const Tensor& crowd) {
-  const Strings own(first_text, first_ends), others(second_text, second_ends);
+  const Strings own(first_text, first_begin, first_end);
+  const Strings others(second_text, second_begin, second_end);
   const int64_t pairs = first.numel();
   STD_TORCH_CHECK(first.scalar_type() == ScalarType::Long && first.is_contiguous() &&
                       second.scalar_type() == ScalarType::Long && second.is_contiguous() &&
@@ -180,6 +189,6 @@ Tensor rle_pair_iou(const Tensor& first_text, const Tensor& first_ends, const Te
 }  // namespace instseg
 
 STABLE_TORCH_LIBRARY_IMPL(instseg, CPU, m) {
-  m.impl("ext_rle_fill", TORCH_BOX(&instseg::rle_fill));
+  m.impl("ext_rle_areas", TORCH_BOX(&instseg::rle_areas));
   m.impl("ext_rle_pair_iou", TORCH_BOX(&instseg::rle_pair_iou));
 }

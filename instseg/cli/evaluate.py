@@ -107,7 +107,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="a range of object area in pixels, in place of COCO's; may be repeated",
     )  # fmt: skip
     how.add_argument("--class-agnostic", action="store_true", help="all categories as one")
-    how.add_argument("--backend", choices=BACKENDS, help="default: the config's, or hotcoco")
+    how.add_argument("--backend", choices=BACKENDS, help="default: the config's, or instseg")
     how.add_argument("--replicates", type=int, default=200, help="of the bootstrap; 0: none")
     how.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
 
@@ -195,7 +195,7 @@ def _score_model(args: argparse.Namespace, params: CocoParams, options: Bootstra
 
 
 def _score_files(args: argparse.Namespace, params: CocoParams, options: BootstrapOptions) -> Scored:
-    backend = args.backend or "hotcoco"
+    backend = args.backend or "instseg"
     if not _keeps_records(args):
         return Scored(
             evaluate_files(

@@ -8,7 +8,8 @@ import numpy as np
 
 from instseg.evaluation.matching import Matches
 from instseg.evaluation.params import CocoParams
-from instseg.evaluation.tables import Bools, Floats, Ints
+from instseg.evaluation.tables import Floats, Ints
+from instseg.ops.precision_recall import precision_recall
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """COCO's recalls at which precision is read off."""
@@ -38,7 +39,10 @@ def by_category(matches: Matches, categories: int) -> list[Ints]:
     Among equal scores the lower image comes first, then the better rank: COCO's order, whatever the
     order in which parts were joined.
     """
-    order = np.lexsort((matches.rank, matches.image, -matches.score, matches.category))
+    if np.all(np.diff(matches.image) >= 0):  # sorting is stable
+        order = np.lexsort((-matches.score, matches.category))
+    else:  # joined parts
+        order = np.lexsort((matches.rank, matches.image, -matches.score, matches.category))
     bounds = np.searchsorted(matches.category[order], np.arange(categories + 1))
     return [order[bounds[k] : bounds[k + 1]] for k in range(categories)]
 
@@ -57,33 +61,15 @@ def accumulate(matches: Matches, params: CocoParams, categories: int) -> Precisi
     thresholds = len(params.iou_thresholds)
     precision = np.full((thresholds, len(RECALLS), *shape), -1.0)
     recall = np.full((thresholds, *shape), -1.0)
-    counts = objects(matches, categories)
-    for k, found_here in enumerate(by_category(matches, categories)):
-        for a, m in np.ndindex(shape[1:]):
-            if counts[k, a] == 0:
-                continue
-            chosen = found_here[matches.rank[found_here] < params.max_detections[m]]
-            counted = ~matches.ignored[chosen, :, a]
-            hits = matches.found[chosen, :, a] & counted
-            for t in range(thresholds):
-                curve = _curve(hits[:, t], counted[:, t], counts[k, a])
-                precision[t, :, k, a, m], recall[t, k, a, m] = curve
+    counts, limits = objects(matches, categories), np.array(params.max_detections)
+    for k, chosen in enumerate(by_category(matches, categories)):
+        if counts[k].any():
+            precision[:, :, k], recall[:, k] = precision_recall(
+                matches.found[chosen],
+                matches.ignored[chosen],
+                matches.rank[chosen].astype(np.int64),
+                counts[k],
+                RECALLS,
+                limits,
+            )
     return PrecisionRecall(precision, recall)
-
-
-def _curve(hits: Bools, counted: Bools, objects: int) -> tuple[Floats, float]:
-    """Interpolated precision at `RECALLS`, and the highest recall.
-
-    Precision is highest where a detection hits, so those alone are looked at.
-    """
-    places = np.flatnonzero(hits)
-    if len(places) == 0:
-        return np.zeros(len(RECALLS)), 0.0
-    true = np.arange(1.0, len(places) + 1)
-    # COCO's own way of adding up, with its guard against 0 / 0, for equal rounding.
-    false = np.cumsum(counted, dtype=np.float64)[places] - true
-    precision = true / (false + true + np.spacing(1))
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    reached = true / objects
-    at = np.searchsorted(reached, RECALLS, side="left")
-    return np.append(precision, 0.0)[at], float(reached[-1])

@@ -145,7 +145,7 @@ def evaluate_results(
     ground_truth: dict[str, Any],
     results: Sequence[dict[str, Any]],
     iou_types: Sequence[str] = SHAPES,
-    backend: str = "hotcoco",
+    backend: str = "instseg",
     *,
     params: CocoParams | None = None,
     intervals: BootstrapOptions | None = None,
@@ -170,7 +170,7 @@ def evaluate_files(
     gt: Path,
     dt: Path,
     iou_types: Sequence[str] | None = None,
-    backend: str = "hotcoco",
+    backend: str = "instseg",
     *,
     params: CocoParams | None = None,
     intervals: BootstrapOptions | None = None,
@@ -181,7 +181,7 @@ def evaluate_files(
         gt: COCO annotations.
         dt: COCO results.
         iou_types: some of `IOU_TYPES`. None scores boxes, and masks if both files have them.
-        backend: one of `BACKENDS`; hotcoco is the fastest where whole files are there.
+        backend: one of `BACKENDS`.
         params: thresholds, areas and limits; COCO's by default.
         intervals: how confidence intervals are made.
 

@@ -8,6 +8,8 @@ unusual: it then returns None, and they have the word.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from instseg.evaluation.checks import rle_defect
 from instseg.evaluation.ground_truth import compressed
 from instseg.evaluation.tables import Detections, Floats, Ints, ScoringData, Truth, Vocabulary
 from instseg.ops import rle
+from instseg.ops.result_columns import result_columns
+from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE
+from instseg.structures.run_lengths import ResultColumns, RunLengths
 
 Box = tuple[float, float, float, float]
 
@@ -50,19 +55,6 @@ class _GroundTruth(msgspec.Struct):
     categories: list[_Category]
 
 
-class _Code(msgspec.Struct, gc=False):
-    size: tuple[int, int]
-    counts: str
-
-
-class _Record(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
-    score: float
-    bbox: Box | None = None
-    segmentation: _Code | None = None
-
-
 def read_fast(gt: Path, dt: Path, iou_types: Sequence[str] | None) -> list[ScoringData] | None:
     """Read both files, if there is nothing unusual about them.
 
@@ -80,23 +72,22 @@ def read_fast(gt: Path, dt: Path, iou_types: Sequence[str] | None) -> list[Scori
     """
     try:
         truth = msgspec.json.decode(gt.read_bytes(), type=_GroundTruth)
-        records = msgspec.json.decode(dt.read_bytes(), type=list[_Record])
-        return _read(truth, records, iou_types or None)
+        records = result_columns(np.fromfile(dt, np.uint8))
+        return None if records is None else _read(truth, records, iou_types or None)
     # ValidationError is a DecodeError; integers beyond 64 bits overflow.
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):
         return None
 
 
 def _read(
-    truth: _GroundTruth, records: list[_Record], iou_types: Sequence[str] | None
+    truth: _GroundTruth, records: ResultColumns, iou_types: Sequence[str] | None
 ) -> list[ScoringData] | None:
     vocabulary = _vocabulary(truth)
-    if vocabulary is None or not records:
+    if vocabulary is None or not len(records.image):
         return None
     if iou_types is None:
         masks = any(a.segmentation not in _NOTHING for a in truth.annotations)
-        both = masks and any(r.segmentation is not None for r in records)
-        iou_types = ("bbox", "segm") if both else ("bbox",)
+        iou_types = ("bbox", "segm") if masks and records.masks is not None else ("bbox",)
     names = [c.name for c in sorted(truth.categories, key=lambda c: c.id)]
     sizes = _sizes(truth, vocabulary)
     if "segm" in iou_types and (sizes == 0).any():
@@ -152,68 +143,81 @@ def _truth(truth: _GroundTruth, vocabulary: Vocabulary, sizes: Ints, iou_type: s
         return None
     if not np.isfinite(area).all() or (area < 0).any() or not np.isin(crowd, (0, 1)).all():
         return None
-    masks: list[RLE] | None = None
+    masks = None
     if iou_type == "segm":
-        codes = [
-            _object_code(a.segmentation, (int(h), int(w)))
-            for a, (h, w) in zip(annotations, sizes[image], strict=True)
-        ]
-        masks = [code for code in codes if code is not None]
-        if not annotations or len(masks) < len(codes):
+        codes = _object_codes([a.segmentation for a in annotations], sizes[image])
+        if codes is None:
             return None
-        box = np.zeros_like(box)
+        masks, box = RunLengths.of(codes), np.zeros_like(box)
     return Truth(image, category, box, area, masks, crowd.astype(np.bool_))
 
 
-def _object_code(raw: msgspec.Raw, size: tuple[int, int]) -> RLE | None:
-    if raw in _NOTHING:
-        return None
-    if bytes(raw).startswith(b"["):
-        polygons = msgspec.json.decode(raw, type=list[list[float]])
-        if not polygons or not all(_is_polygon(p, size) for p in polygons):
+def _object_codes(segmentations: list[msgspec.Raw], sizes: Ints) -> list[RLE] | None:
+    codes: list[RLE] = [{}] * len(segmentations)
+    # Polygons go in one call for all on images of one size, each with the number of its object.
+    polygons: dict[Size, tuple[list[int], list[list[float]]]] = {}
+    for n, (raw, (height, width)) in enumerate(zip(segmentations, sizes.tolist(), strict=True)):
+        if bytes(raw).startswith(b"["):
+            shapes = msgspec.json.decode(raw, type=list[list[float]])
+            owners, others = polygons.setdefault((height, width), ([], []))
+            owners.extend([n] * len(shapes))
+            others.extend(shapes)
+        else:
+            code = _stated_code(raw, (height, width))
+            if code is None:
+                return None
+            codes[n] = code
+    for size, (owners, shapes) in polygons.items():
+        if not _are_polygons(shapes, size):
             return None
-        return rle.from_polygons([np.array(p).reshape(-1, 2) for p in polygons], size)
-    segmentation: Any = msgspec.json.decode(raw)
+        parts = rle.from_many_polygons(shapes, size)
+        for n, own in groupby(zip(owners, parts, strict=True), key=itemgetter(0)):
+            of_object = [part for _, part in own]
+            codes[n] = of_object[0] if len(of_object) == 1 else rle.merge(of_object)
+    return codes if all(codes) else None
+
+
+def _stated_code(raw: msgspec.Raw, size: Size) -> RLE | None:
+    """Run lengths as they stand in the file; None if there are none, or unsound ones."""
+    segmentation: Any = None if raw in _NOTHING else msgspec.json.decode(raw)
     if not isinstance(segmentation, dict) or rle_defect(segmentation, size):
         return None
     code = compressed(segmentation, size)
     return {"size": code["size"], "counts": code["counts"].encode()}
 
 
-def _is_polygon(corners: list[float], size: tuple[int, int]) -> bool:
+def _are_polygons(shapes: list[list[float]], size: Size) -> bool:
     """See `polygons_defect`; JSON's numbers are finite."""
-    if len(corners) < 6 or len(corners) % 2:
+    lengths = np.fromiter(map(len, shapes), np.int64, len(shapes))
+    if (lengths < 6).any() or (lengths % 2).any():
         return False
-    (height, width), xs, ys = size, corners[::2], corners[1::2]
-    across = -width <= min(xs) and max(xs) <= 2 * width
-    return across and -height <= min(ys) and max(ys) <= 2 * height
+    corners = np.fromiter(chain.from_iterable(shapes), np.float64, int(lengths.sum()))
+    limits = np.array(size[::-1])
+    corners = corners.reshape(-1, 2)
+    return bool((corners >= -limits).all() and (corners <= 2 * limits).all())
 
 
 def _detections(
-    records: list[_Record], vocabulary: Vocabulary, sizes: Ints, iou_type: str
+    records: ResultColumns, vocabulary: Vocabulary, sizes: Ints, iou_type: str
 ) -> Detections | None:
-    image = _positions(_ints([r.image_id for r in records]), vocabulary.images)
-    category = _positions(_ints([r.category_id for r in records]), vocabulary.categories)
-    score = np.array([r.score for r in records], dtype=np.float64)
-    boxes = [r.bbox for r in records if r.bbox is not None]
-    box = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    if image is None or category is None or not np.isfinite(score).all() or not _are_boxes(box):
+    image = _positions(records.image, vocabulary.images)
+    category = _positions(records.category, vocabulary.categories)
+    score, box, masks = records.score, records.box, records.masks
+    if image is None or category is None or not np.isfinite(score).all():
+        return None
+    if box is not None and not _are_boxes(box):
         return None
     if iou_type == "bbox":
-        if len(boxes) < len(records):
+        if box is None:
             return None
         return Detections(image, category, box, box[:, 2] * box[:, 3], None, score)
-    codes = [r.segmentation for r in records if r.segmentation is not None]
-    if len(codes) < len(records):
+    if masks is None or (masks.size != sizes[image]).any():
         return None
-    wanted = sizes[image]
-    counts = [c.counts.encode() for c in codes]
-    given = np.array([c.size for c in codes], dtype=np.int64)
-    if (given != wanted).any() or not rle.fills_image(counts, wanted.prod(axis=1)).all():
+    area = rle.areas(masks)
+    if (area < 0).any():
         return None
-    masks = [{"size": c.size, "counts": n} for c, n in zip(codes, counts, strict=True)]
-    no_boxes = np.zeros((len(records), 4))
-    return Detections(image, category, no_boxes, rle.areas(masks), masks, score)
+    no_boxes = np.zeros((len(score), 4))
+    return Detections(image, category, no_boxes, area.astype(np.float64), masks, score)
 
 
 def _ints(values: list[int]) -> Ints:

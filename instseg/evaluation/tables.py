@@ -12,6 +12,7 @@ import numpy.typing as npt
 from instseg.evaluation.ground_truth import image_sizes
 from instseg.ops import rle
 from instseg.structures.masks import RLE
+from instseg.structures.run_lengths import RunLengths
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,14 +28,14 @@ class Shapes:
         category: ``int64 [N]``, positions in the ascending list of category ids.
         box: ``float64 [N, 4]``: x, y, width, height in pixels; zeros where masks are compared.
         area: ``float64 [N]`` in pixels, which sorts a shape into small, medium and large.
-        masks: N run-length codes, or None where boxes are compared.
+        masks: N sound run-length codes, or None where boxes are compared.
     """
 
     image: Ints
     category: Ints
     box: Floats
     area: Floats
-    masks: Sequence[RLE] | None
+    masks: RunLengths | None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -44,7 +45,7 @@ class Shapes:
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         masks = columns.pop("masks")
         picked = {name: column[order] for name, column in columns.items()}
-        return type(self)(**picked, masks=None if masks is None else [masks[i] for i in order])
+        return type(self)(**picked, masks=None if masks is None else masks.take(order))
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def truth_table(
     """Columns of prepared annotations (see `prepare_ground_truth`), in their order."""
     masks = None
     if iou_type != "bbox":
-        masks = [_code(a["segmentation"], sizes[a["image_id"]]) for a in annotations]
+        masks = RunLengths.of([_code(a["segmentation"], sizes[a["image_id"]]) for a in annotations])
     return Truth(
         **_common(annotations, vocabulary),
         box=_boxes(annotations, masks),
@@ -154,12 +155,14 @@ def detection_table(
     For masks a detection's area is that of its mask: COCO's ``loadRes`` takes the box's as soon as
     records carry a box too.
     """
-    masks = None if iou_type == "bbox" else [_counts_as_bytes(r["segmentation"]) for r in records]
+    masks = None
+    if iou_type != "bbox":
+        masks = RunLengths.of([_counts_as_bytes(r["segmentation"]) for r in records])
     box = _boxes(records, masks)
     return Detections(
         **_common(records, vocabulary),
         box=box,
-        area=box[:, 2] * box[:, 3] if masks is None else rle.areas(masks),
+        area=box[:, 2] * box[:, 3] if masks is None else rle.areas(masks).astype(np.float64),
         masks=masks,
         score=np.array([r["score"] for r in records], dtype=np.float64),
     )
@@ -174,7 +177,7 @@ def _common(records: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> dict[s
     }
 
 
-def _boxes(records: Sequence[dict[str, Any]], masks: Sequence[RLE] | None) -> Floats:
+def _boxes(records: Sequence[dict[str, Any]], masks: RunLengths | None) -> Floats:
     if masks is not None:
         return np.zeros((len(records), 4))
     return np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,10 +17,9 @@ from instseg.ops._torch.focal_loss import sigmoid_focal_loss_backward as torch_f
 from instseg.ops._torch.nms import nms as torch_nms
 from instseg.ops.build import CPU_LIBRARY, CUDA_LIBRARY, PACKAGE
 from instseg.ops.layout import is_channels_last, memory_format
-from instseg.structures.masks import RLE
+from instseg.structures.run_lengths import ResultColumns, RunLengths
 
 _HOW = "build it with `python -m instseg.ops.build`"
-_STRINGS_AT_ONCE = 1 << 16
 # Loading is what registers the ops. It fails loudly: a library that is there must work.
 _loaded = {"cpu": (PACKAGE / CPU_LIBRARY).is_file(), "cuda": False}
 if _loaded["cpu"]:
@@ -114,27 +113,21 @@ def masks_to_rle(
     return [codes[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
 
 
-def rle_fill(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """See `instseg.ops.rle.fills_image`."""
-    result = np.zeros(len(counts), np.bool_)
-    for begin in range(0, len(counts), _STRINGS_AT_ONCE):  # joined, all would be there twice
-        part = slice(begin, begin + _STRINGS_AT_ONCE)
-        wanted = torch.from_numpy(np.ascontiguousarray(pixels[part]))
-        result[part] = torch.ops.instseg.ext_rle_fill(*_joined(counts[part]), wanted).numpy()
-    return result
+def rle_areas(masks: RunLengths) -> npt.NDArray[np.int64]:
+    """See `instseg.ops.rle.areas`."""
+    pixels = torch.from_numpy(masks.size.prod(axis=1))
+    result: Tensor = torch.ops.instseg.ext_rle_areas(*_strings(masks), pixels)
+    return result.numpy()
 
 
 def rle_pair_iou(
-    first: Sequence[RLE],
-    second: Sequence[RLE],
-    first_index: npt.NDArray[np.int64],
-    second_index: npt.NDArray[np.int64],
-    crowd: npt.NDArray[np.bool_],
+    first: RunLengths, second: RunLengths, *pairs: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
     """See `instseg.ops.rle.pair_iou`."""
-    pairs = (torch.from_numpy(np.ascontiguousarray(c)) for c in (first_index, second_index, crowd))
-    texts = (_joined([code["counts"] for code in codes]) for codes in (first, second))
-    result: Tensor = torch.ops.instseg.ext_rle_pair_iou(*next(texts), *next(texts), *pairs)
+    columns = (torch.from_numpy(np.ascontiguousarray(column)) for column in pairs)
+    result: Tensor = torch.ops.instseg.ext_rle_pair_iou(
+        *_strings(first), *_strings(second), *columns
+    )
     return result.numpy()
 
 
@@ -146,11 +139,28 @@ def bootstrap_precision(
     return precision.numpy(), hits.numpy()
 
 
-def _joined(texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """Strings side by side as ``uint8``, and where each ends."""
-    data = np.frombuffer(bytearray().join(texts), np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    return torch.from_numpy(data), torch.from_numpy(ends)
+def precision_recall(
+    *columns: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """See `instseg.ops.precision_recall`."""
+    precision, recall = torch.ops.instseg.ext_precision_recall(*map(torch.from_numpy, columns))
+    return precision.numpy(), recall.numpy()
+
+
+def result_columns(text: npt.NDArray[np.uint8]) -> ResultColumns | None:
+    """See `instseg.ops.result_columns`."""
+    read, *columns = torch.ops.instseg.ext_result_columns(torch.from_numpy(text))
+    if not read.item():
+        return None
+    image, category, score, box, size, letters, begin, end = (c.numpy() for c in columns)
+    masks = RunLengths(letters, begin, end, size) if len(size) else None
+    return ResultColumns(image, category, score, box if len(box) else None, masks)
+
+
+def _strings(masks: RunLengths) -> tuple[Tensor, Tensor, Tensor]:
+    columns = (np.ascontiguousarray(c) for c in (masks.text, masks.begin, masks.end))
+    text, begin, end = map(torch.from_numpy, columns)
+    return text, begin, end
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -200,7 +210,9 @@ KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "bootstrap_precision": bootstrap_precision,
         "masks_to_rle": masks_to_rle,
         "nms": nms,
-        "rle_fill": rle_fill,
+        "precision_recall": precision_recall,
+        "result_columns": result_columns,
+        "rle_areas": rle_areas,
         "rle_pair_iou": rle_pair_iou,
         "roi_align": roi_align,
         "roi_align_backward": roi_align_backward,

@@ -1,6 +1,4 @@
-"""COCO run-length codes: one thin module over pycocotools and hotcoco, used by everything else.
-
-Lists go to hotcoco: ``pycocotools.mask.area`` cannot take more than 255 under numpy 2.
+"""COCO run-length codes: one thin module over pycocotools, used by everything else.
 
 Source: the COCO mask API (https://github.com/cocodataset/cocoapi, ``maskApi.c``).
 """
@@ -9,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import hotcoco.mask
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +15,7 @@ from pycocotools import mask as coco_mask
 from instseg.ops import backend
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE, Polygon
+from instseg.structures.run_lengths import RunLengths
 
 _CPU = torch.device("cpu")
 
@@ -39,6 +37,12 @@ def from_polygons(polygons: Sequence[Polygon], size: Size) -> RLE:
     flat = [np.asarray(p, dtype=np.float64).reshape(-1) for p in polygons]
     codes = coco_mask.frPyObjects([p.tolist() for p in flat], size[0], size[1])
     return merge(codes)
+
+
+def from_many_polygons(polygons: Sequence[list[float]], size: Size) -> list[RLE]:
+    """The mask of each polygon, ``[x1, y1, x2, y2, ...]``, on an image of ``size``."""
+    codes: list[RLE] = coco_mask.frPyObjects(list(polygons), size[0], size[1]) if polygons else []
+    return codes
 
 
 def from_uncompressed(counts: Sequence[int], size: Size) -> RLE:
@@ -66,14 +70,20 @@ def to_box(rle: RLE) -> tuple[float, float, float, float]:
     return x, y, x + w, y + h
 
 
-def areas(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
-    """``float64 [N]``: the number of foreground pixels of each mask."""
-    return np.asarray(hotcoco.mask.area(list(rles)) if rles else [], dtype=np.float64)
+def areas(masks: RunLengths) -> npt.NDArray[np.int64]:
+    """How many foreground pixels each mask has.
+
+    Returns:
+        ``int64 [N]``; -1 where the string is not well formed, or its runs do not add up to the
+        pixels of its image.
+    """
+    result: npt.NDArray[np.int64] = backend.kernel("rle_areas", _CPU)(masks)
+    return result
 
 
 def pair_iou(
-    first: Sequence[RLE],
-    second: Sequence[RLE],
+    first: RunLengths,
+    second: RunLengths,
     first_index: npt.NDArray[np.int64],
     second_index: npt.NDArray[np.int64],
     crowd: npt.NDArray[np.bool_],
@@ -92,20 +102,6 @@ def pair_iou(
         return np.zeros(0)
     kernel = backend.kernel("rle_pair_iou", _CPU)
     result: npt.NDArray[np.float64] = kernel(first, second, first_index, second_index, crowd)
-    return result
-
-
-def fills_image(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether compressed run lengths are well formed and add up to their images' pixels.
-
-    Args:
-        counts: N strings.
-        pixels: ``int64 [N]``: height times width of each one's image.
-
-    Returns:
-        ``bool [N]``.
-    """
-    result: npt.NDArray[np.bool_] = backend.kernel("rle_fill", _CPU)(counts, pixels)
     return result
 
 

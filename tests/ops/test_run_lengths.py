@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from instseg.ops import available_backends, rle, use_backend
 from instseg.ops.bootstrap import bootstrap_precision
+from instseg.structures.run_lengths import RunLengths
 
 BACKENDS = [name for name in available_backends() if name != "triton"]
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -21,22 +22,30 @@ def counts_of(runs: list[int]) -> bytes:
     return bytes(code["counts"])
 
 
+def side_by_side(counts: list[bytes], pixels: list[int]) -> RunLengths:
+    return RunLengths.of(
+        [{"size": [n, 1], "counts": c} for c, n in zip(counts, pixels, strict=True)]
+    )
+
+
 @on_every_backend
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_well_formed_counts_fill_their_images(backend: str, masks: list[list[int]]) -> None:
+def test_well_formed_counts_have_an_area(backend: str, masks: list[list[int]]) -> None:
     counts = [counts_of(runs) for runs in masks]
-    pixels = np.array([sum(runs) for runs in masks])
+    pixels = [sum(runs) for runs in masks]
     with use_backend(backend):
-        assert rle.fills_image(counts, pixels).all()
-        assert not rle.fills_image(counts, pixels + 1).any()
+        areas = rle.areas(side_by_side(counts, pixels))
+        assert areas.tolist() == [sum(runs[1::2]) for runs in masks]
+        assert (rle.areas(side_by_side(counts, [n + 1 for n in pixels])) == -1).all()
 
 
-def judged(text: bytes, pixels: int) -> bool:
+def area_of(text: bytes, pixels: int) -> int:
     try:
         runs = rle.decode_counts(text)
     except ValueError:
-        return False
-    return len(runs) > 0 and bool((runs >= 0).all()) and int(runs.sum()) == pixels
+        return -1
+    sound = len(runs) > 0 and bool((runs >= 0).all()) and int(runs.sum()) == pixels
+    return int(runs[1::2].sum()) if sound else -1
 
 
 @on_every_backend
@@ -44,8 +53,8 @@ def judged(text: bytes, pixels: int) -> bool:
 @given(st.lists(st.binary(max_size=12), min_size=1, max_size=6), st.integers(0, 1 << 40))
 def test_any_bytes_are_judged_as_one_by_one(backend: str, counts: list[bytes], pixels: int) -> None:
     with use_backend(backend):
-        got = rle.fills_image(counts, np.full(len(counts), pixels))
-    assert got.tolist() == [judged(text, pixels) for text in counts]
+        got = rle.areas(side_by_side(counts, [pixels] * len(counts)))
+    assert got.tolist() == [area_of(text, pixels) for text in counts]
 
 
 CHARACTERS = st.lists(st.integers(48, 111), max_size=14).map(bytes)
@@ -64,8 +73,8 @@ def test_any_characters_of_the_code_are_judged_as_one_by_one(
         except ValueError:
             pixels.append(7)
     with use_backend(backend):
-        got = rle.fills_image(counts, np.array(pixels))
-    assert got.tolist() == [judged(*pair) for pair in zip(counts, pixels, strict=True)]
+        got = rle.areas(side_by_side(counts, pixels))
+    assert got.tolist() == [area_of(*pair) for pair in zip(counts, pixels, strict=True)]
 
 
 @on_every_backend
@@ -73,9 +82,19 @@ def test_many_strings_are_judged_in_parts(backend: str) -> None:
     good = counts_of([3, 4, 500_000, 7] * 60)
     counts = [good, good[:-1] + b"\x00"] * 8000
     assert sum(map(len, counts)) > 4_000_000
-    pixels = np.full(len(counts), (3 + 4 + 500_000 + 7) * 60)
+    masks = side_by_side(counts, [(3 + 4 + 500_000 + 7) * 60] * len(counts))
     with use_backend(backend):
-        assert rle.fills_image(counts, pixels).tolist() == [True, False] * 8000
+        assert rle.areas(masks).tolist() == [(4 + 7) * 60, -1] * 8000
+
+
+@on_every_backend
+def test_some_of_the_strings_in_another_order(backend: str) -> None:
+    masks = RunLengths.of([rle.encode(np.eye(n, dtype=np.uint8)) for n in (3, 4, 5)])
+    picked = masks.take(np.array([2, 0]))
+    assert [code["size"] for code in picked] == [[5, 5], [3, 3]]
+    assert rle.decode(picked[1]).tolist() == np.eye(3).tolist()
+    with use_backend(backend):
+        assert rle.areas(picked).tolist() == [5, 3]
 
 
 def random_masks(rng: np.random.Generator, count: int) -> list[np.ndarray]:
@@ -96,9 +115,8 @@ def test_pair_iou_against_pixels(backend: str, seed: int) -> None:
     j = rng.integers(0, 5, 40)
     crowd = rng.random(40) < 0.3
     with use_backend(backend):
-        got = rle.pair_iou(
-            [rle.encode(m) for m in first], [rle.encode(m) for m in second], i, j, crowd
-        )
+        codes = (RunLengths.of([rle.encode(m) for m in masks]) for masks in (first, second))
+        got = rle.pair_iou(*codes, i, j, crowd)
     for value, a, b, is_crowd in zip(got, i, j, crowd, strict=True):
         shared = (first[a] & second[b]).sum()
         all_ = first[a].sum() if is_crowd else (first[a] | second[b]).sum()
@@ -112,7 +130,9 @@ def test_pair_iou_against_pixels(backend: str, seed: int) -> None:
 def test_no_pairs(backend: str) -> None:
     none = np.zeros(0, np.int64)
     with use_backend(backend):
-        assert rle.pair_iou([], [], none, none, np.zeros(0, np.bool_)).shape == (0,)
+        empty = RunLengths.of([])
+        assert rle.areas(empty).shape == (0,)
+        assert rle.pair_iou(empty, empty, none, none, np.zeros(0, np.bool_)).shape == (0,)
 
 
 def replicates_by_definition(columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

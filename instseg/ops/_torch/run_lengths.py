@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from instseg.structures.masks import RLE
+from instseg.structures.run_lengths import RunLengths
+
+Ints = npt.NDArray[np.int64]
 
 
 def rle_pair_iou(
-    first: Sequence[RLE],
-    second: Sequence[RLE],
-    first_index: npt.NDArray[np.int64],
-    second_index: npt.NDArray[np.int64],
+    first: RunLengths,
+    second: RunLengths,
+    first_index: Ints,
+    second_index: Ints,
     crowd: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float64]:
     """See `instseg.ops.rle.pair_iou`."""
@@ -30,25 +30,26 @@ def rle_pair_iou(
     return result
 
 
-def rle_fill(counts: Sequence[bytes], pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """See `instseg.ops.rle.fills_image`."""
-    sizes = np.fromiter(map(len, counts), np.int64, len(counts))
+def rle_areas(masks: RunLengths) -> Ints:
+    """See `instseg.ops.rle.areas`."""
+    sizes = masks.end - masks.begin
     ends = np.cumsum(sizes)
-    result = np.zeros(len(counts), np.bool_)
+    pixels = masks.size.prod(axis=1)
+    result = np.zeros(len(masks), np.int64)
     begin = 0
-    while begin < len(counts):  # a few megabytes at a time
+    while begin < len(masks):  # a few megabytes at a time
         before = ends[begin] - sizes[begin]
         end = max(begin + 1, int(np.searchsorted(ends, before + 2_000_000)))
         part = slice(begin, end)
-        result[part] = _fill(b"".join(counts[part]), sizes[part], pixels[part])
+        strings = zip(masks.begin[part], masks.end[part], strict=True)
+        data = b"".join(masks.text[a:b].tobytes() for a, b in strings)
+        result[part] = _areas(data, sizes[part], pixels[part])
         begin = end
     return result
 
 
-def _fill(
-    data: bytes, sizes: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """`fills_image` of joined strings; see `decode_counts` for the code."""
+def _areas(data: bytes, sizes: Ints, pixels: Ints) -> Ints:
+    """`areas` of joined strings; see `decode_counts` for the code."""
     good = sizes > 0
     string_ends = np.cumsum(sizes)
     codes = np.frombuffer(data, np.uint8).astype(np.int32) - 48
@@ -59,7 +60,7 @@ def _fill(
     ends_number[final] = True
     last = np.flatnonzero(ends_number)
     if len(last) == 0:
-        return good
+        return np.full(len(sizes), -1)
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
     owner = np.searchsorted(string_ends, last, side="right")
@@ -82,5 +83,6 @@ def _fill(
         base = np.concatenate([[0], sums])[starts]
         values = np.where(chain, sums - base[owner], values)
     good[owner[values < 0]] = False
-    full: npt.NDArray[np.bool_] = np.bincount(owner, values, minlength=len(sizes)) == pixels
-    return good & full
+    good &= np.bincount(owner, values, minlength=len(sizes)) == pixels
+    foreground = np.bincount(owner, np.where(index % 2, values, 0), minlength=len(sizes))
+    return np.where(good, foreground, -1).astype(np.int64)
