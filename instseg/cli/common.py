@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -33,6 +34,8 @@ _EXPECTED = (
 )
 
 
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
 # One console, so that log lines and progress bars do not write over each other.
 CONSOLE = Console(stderr=True)
 
@@ -51,3 +54,18 @@ def run(command: Callable[[], int]) -> int:
     except _EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def image_files(given: Iterable[Path]) -> Iterator[Path]:
+    """The image files among ``given``, and those in its folders, sorted within each.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
+    for path in given:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        elif path.is_file():
+            yield path
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")

@@ -1,4 +1,4 @@
-"""`instseg convert-weights`: torchvision's detection checkpoints to weights of instseg."""
+"""`instseg convert-weights`: checkpoints of torchvision and YOLOX to weights of instseg."""
 
 from __future__ import annotations
 
@@ -13,53 +13,52 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from instseg.cli.common import run
-from instseg.config.build import build_model
+from instseg.cli.common import image_files, run
+from instseg.cli.published import (
+    TORCHVISION,
+    YOLOX,
+    convert_torchvision,
+    convert_yolox,
+    published_config,
+)
+from instseg.config.build import build_model, build_transforms
 from instseg.config.schema import InferenceConfig
-from instseg.config.schema_data import ResizeShortestEdgeConfig
-from instseg.config.schema_model import (
-    BoxHeadConfig,
-    ConvFcBodyConfig,
-    FasterRcnnConfig,
-    FcnMaskHeadConfig,
-    FpnConfig,
-    MaskRcnnConfig,
-    ResNetConfig,
-    RpnConfig,
-)
-from instseg.config.trained import check_state_dict, describe_weights
-from instseg.engine.errors import CheckpointError
+from instseg.config.trained import describe_weights
+from instseg.data.image_io import read_image
 from instseg.engine.weights import METADATA_KEY, load_weights, save_weights
-from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_dict, select_classes
-
-MODELS = (
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "maskrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn_v2",
-)
+from instseg.inference.predictor import Predictor
+from instseg.models.fuse import restore_batch_norm
 
 _EPILOG = """\
 examples:
   convert_weights.py maskrcnn_resnet50_fpn_v2 --download --output mask_rcnn_v2.safetensors
   convert_weights.py fasterrcnn_resnet50_fpn mine.pth --classes person dog --output mine.safetensors
+  convert_weights.py yolox_nano yolox_nano.onnx --images photos --output yolox_nano.safetensors
 
 The output carries its configuration and class names: use it with tools/predict.py and
 tools/eval_coco.py, or start a training from it with train.init_from.weights. Torchvision's own COCO
 checkpoints have 91 classes, of which 80 are used; the others are left out.
+
+YOLOX's ONNX files hold no batch norm any more: it is folded into the convolutions. That is as good
+for predictions; to train from them, give some tens of --images, on which it is measured anew.
 """
+# Published with a frozen batch norm that adds nothing to the variance.
+_WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+_IMAGES = 64  # of a folder; more change nothing
+_AT_ONCE = 8
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command with ``argv`` and return its exit status."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Convert a torchvision detection checkpoint to safetensors in instseg's names.",
+        description="Convert a checkpoint of torchvision (state dict) or of YOLOX (ONNX) to "
+        "safetensors in instseg's names.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", choices=MODELS, help="torchvision's name of the model")
-    parser.add_argument("input", type=Path, nargs="?", help="its state dict (torch, safetensors)")
+    parser.add_argument("model", choices=(*TORCHVISION, *YOLOX), help="its published name")
+    parser.add_argument("input", type=Path, nargs="?", help="torch, safetensors or ONNX file")
     parser.add_argument("--download", action="store_true", help="take torchvision's COCO weights")
     parser.add_argument("--classes", nargs="+", help="class names in order, without background")
     parser.add_argument(
@@ -68,109 +67,67 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         help="epsilon of the checkpoint's frozen batch norm [1e-5; 0 for torchvision's COCO_V1, "
         "which --download takes for the first versions]",
     )
+    parser.add_argument("--images", type=Path, help="YOLOX: folder to measure batch norm on")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     args = parser.parse_intermixed_args(argv)
     if (args.input is None) != args.download:
         parser.error("give either a file or --download")
+    if args.model in YOLOX and args.input is None:
+        parser.error("--download is for torchvision's models: give YOLOX's ONNX file")
+    if args.images is not None and args.model not in YOLOX:
+        parser.error("--images is for YOLOX: torchvision's checkpoints keep their batch norm")
     return run(partial(_command, args))
 
 
 def _command(args: argparse.Namespace) -> int:
+    config = published_config(args.model)
+    if args.model in YOLOX:
+        converted, categories = convert_yolox(args.model, args.input, args.classes)
+        if args.images is not None:
+            converted = _with_batch_norm(converted, config, len(categories), args.images)
+        else:
+            print("batch norm stays folded: good for predictions; to train, convert with --images")
+    else:
+        converted, categories = _from_torchvision(args)
+    metadata = describe_weights(config, categories)
+    save_weights(args.output, converted, {METADATA_KEY: json.dumps(metadata)})
+    print(f"{args.output}: {args.model} with {len(categories)} classes")
+    return 0
+
+
+def _from_torchvision(args: argparse.Namespace) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    frozen_eps = args.frozen_eps
     if args.download:
         weights = get_model_weights(args.model).DEFAULT
         tensors = dict(weights.get_state_dict(progress=True, check_hash=True))
+        if frozen_eps is None and args.model in _WITHOUT_EPSILON:
+            frozen_eps = 0.0
     else:
         tensors, _ = load_weights(args.input)
-    frozen_eps = args.frozen_eps
-    if frozen_eps is None and args.download and not args.model.endswith("_v2"):
-        frozen_eps = 0.0
-    converted, categories = convert(
+    return convert_torchvision(
         args.model,
         tensors,
         source=str(args.input or args.model),
         class_names=args.classes,
         frozen_eps=frozen_eps,
     )
-    metadata = describe_weights(published_config(args.model), categories)
-    save_weights(args.output, converted, {METADATA_KEY: json.dumps(metadata)})
-    print(f"{args.output}: {args.model} with {len(categories)} classes")
-    return 0
 
 
-def convert(
-    model: str,
-    tensors: dict[str, Tensor],
-    *,
-    source: str,
-    class_names: Sequence[str] | None = None,
-    frozen_eps: float | None = None,
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Convert a state dict of torchvision's ``model``; returns (state dict, categories).
+def _with_batch_norm(
+    tensors: dict[str, Tensor], config: InferenceConfig, num_classes: int, folder: Path
+) -> dict[str, Tensor]:
+    """The weights with batch norm as it is on the images of ``folder``."""
+    paths = list(image_files([folder]))
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder}")
+    paths = paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]
+    model = build_model(config.model, num_classes=num_classes)
+    model.load_state_dict(tensors)
+    batches = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
+    transforms = build_transforms(config.transforms)
 
-    Args:
-        model: one of `MODELS`.
-        tensors: its state dict.
-        source: where it is from, for messages.
-        class_names: without background; None takes COCO's for a checkpoint of 91 classes.
-        frozen_eps: see `convert_torchvision_state_dict`.
+    def see(copy: torch.nn.Module, batch: object) -> object:
+        assert isinstance(batch, list)
+        return Predictor(copy, transforms)([read_image(path) for path in batch])
 
-    Raises:
-        CheckpointError: keys or shapes are not of that model, or the number of classes differs.
-    """
-    try:
-        converted = convert_torchvision_state_dict(tensors, frozen_eps=frozen_eps)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    bias = converted.get("box_head.predictor.cls_score.bias")
-    if bias is None or bias.numel() < 2:
-        raise CheckpointError(
-            f"{source}: roi_heads.box_predictor.cls_score.bias is missing, or has no class beside "
-            "the background"
-        )
-    count = bias.numel() - 1
-    with torch.device("meta"):  # the shapes alone
-        config = published_config(model).model
-        expected = build_model(config, num_classes=count, load_backbone=False)
-    check_state_dict(expected.state_dict(), converted, source)
-    if class_names is not None:
-        if len(class_names) != count:
-            raise CheckpointError(
-                f"{source} has {count} classes without background, --classes names "
-                f"{len(class_names)}"
-            )
-        return converted, [{"id": i, "name": n} for i, n in enumerate(class_names, 1)]
-    coco = _coco_names(model)
-    if count != len(coco) - 1:
-        raise CheckpointError(f"{source} has {count} classes: name them with --classes")
-    ids = [i for i, name in enumerate(coco) if i > 0 and name != "N/A"]
-    kept = select_classes(converted, [i - 1 for i in ids])
-    return kept, [{"id": i, "name": coco[i]} for i in ids]
-
-
-def published_config(model: str) -> InferenceConfig:
-    """How torchvision builds its ``model``, in instseg's terms."""
-    is_v2 = model.endswith("_v2")
-    options: dict[str, Any] = {
-        # Frozen parts without weights: those come with the checkpoint.
-        "backbone": ResNetConfig(
-            name="resnet", depth=50, norm="live" if is_v2 else "frozen", weights="torchvision"
-        ),
-        "torchvision_compatible": True,
-    }
-    if is_v2:
-        options["neck"] = FpnConfig(norm="batch")
-        options["rpn"] = RpnConfig(depth=2)
-        options["box_head"] = BoxHeadConfig(body=ConvFcBodyConfig(name="conv_fc"))
-    resize = ResizeShortestEdgeConfig(name="resize_shortest_edge", sizes=[800], max_size=1333)
-    if model.startswith("faster"):
-        built: Any = FasterRcnnConfig(name="faster_rcnn", **options)
-    else:
-        mask_head = FcnMaskHeadConfig(name="fcn", norm="batch" if is_v2 else None)
-        built = MaskRcnnConfig(name="mask_rcnn", mask_head=mask_head, **options)
-    return InferenceConfig(model=built, transforms=[resize])
-
-
-def _coco_names(model: str) -> list[str]:
-    """Torchvision's 91 names: index = COCO's category id, "N/A" where there is none."""
-    names: list[str] = get_model_weights(model).DEFAULT.meta["categories"]
-    return names
+    return restore_batch_norm(model, batches, see).state_dict()

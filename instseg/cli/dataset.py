@@ -1,4 +1,4 @@
-"""`instseg dataset`: convert annotations to COCO JSON, and check a COCO JSON file."""
+"""`instseg dataset`: convert annotations to COCO JSON, check such a file, find anchors for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from instseg.data.anchors import box_sizes, kmeans_anchors, mean_best_iou
 from instseg.data.check import check_coco, format_report, has_errors
+from instseg.data.coco import load_coco
 from instseg.data.folds import take_fold
 from instseg.data.formats import instance_png, labelme, via, voc, write_coco, yolo
 from instseg.data.formats.common import Coco
+from instseg.data.index import screen
 
 OnProgress = Callable[[int, int], None]
 
@@ -29,6 +32,7 @@ examples:
   dataset.py convert labelme photos/ --skip-shapes point line --output photos.json
   dataset.py convert via project.json images/ --attribute class --output all.json
   dataset.py check train.json --images images/
+  dataset.py anchors --annotations train.json --letterbox 416 416 --number 5
 
 exit status: 0 done, 1 the check found errors, 2 unusable arguments or files
 """
@@ -73,6 +77,25 @@ def _check(args: argparse.Namespace) -> int:
         records = [{**asdict(defect), "severity": defect.severity.value} for defect in defects]
         args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     return 1 if has_errors(defects) else 0
+
+
+def _anchors(args: argparse.Namespace) -> int:
+    frame = args.letterbox or args.resize
+    if min(frame) < 1:
+        raise ValueError(f"height and width must be at least 1, got {frame[0]} {frame[1]}")
+    coco = screen(load_coco(args.annotations), source=str(args.annotations)).coco
+    sizes = box_sizes(coco, tuple(frame), letterbox=args.letterbox is not None)
+    if not len(sizes):
+        raise ValueError(f"{args.annotations}: there is no box to cluster")
+    anchors = kmeans_anchors(sizes, args.number, seed=args.seed).round(2)
+    how = "fitted in" if args.letterbox else "stretched to"
+    print(
+        f"{len(anchors)} anchors of {len(sizes)} boxes, images {how} {frame[0]} x {frame[1]} "
+        f"(height x width): mean best IoU {mean_best_iou(sizes, anchors):.4f}"
+    )
+    print("width, height in pixels, for a configuration:")
+    print(f"anchors: {anchors.tolist()}")
+    return 0
 
 
 @contextmanager
@@ -142,11 +165,11 @@ def _read_via(args: argparse.Namespace, on_progress: OnProgress) -> Coco:
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Convert annotations to COCO JSON, or check a COCO JSON file.",
+        description="Convert annotations to COCO JSON, check such a file, or find anchors for it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="{convert,check}")
+    commands = parser.add_subparsers(required=True, metavar="{convert,check,anchors}")
     convert = commands.add_parser("convert", help="write annotations of another format as COCO")
     _add_formats(convert.add_subparsers(required=True, metavar="FORMAT"))
     check = commands.add_parser("check", help="list every defect of a COCO file and its images")
@@ -154,7 +177,25 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     check.add_argument("--images", type=Path, required=True, help="the image root")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the defects there too")
     check.set_defaults(run=_check)
+    _add_anchors(commands.add_parser("anchors", help="cluster the boxes of a COCO file"))
     return parser
+
+
+def _add_anchors(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Anchor sizes for a training set: k-means of its boxes' widths and heights with the "
+        "distance 1 - IoU (YOLOv2), in pixels of the network's input."
+    )
+    parser.add_argument("--annotations", type=Path, required=True, help="the COCO JSON file")
+    parser.add_argument("--number", type=int, required=True, help="how many anchors")
+    frame = parser.add_mutually_exclusive_group(required=True)
+    for option, about in (
+        ("--letterbox", "the input; images are scaled to fit in it"),
+        ("--resize", "the input; images are stretched to it"),
+    ):
+        frame.add_argument(option, type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=about)
+    parser.add_argument("--seed", type=int, default=0, help="of the clusters' starts [0]")
+    parser.set_defaults(run=_anchors)
 
 
 def _add_formats(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from rich.progress import track
 
-from instseg.cli.common import CONSOLE, run
+from instseg.cli.common import CONSOLE, image_files, run
 from instseg.config.build import find_device
 from instseg.config.trained import load_trained
 from instseg.data.image_io import read_image
 from instseg.evaluation.results import instances_to_results, write_results
 from instseg.inference.predictor import Predictor
 from instseg.visualization.draw import draw_instances, save_png
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -41,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> int:
-    paths = list(dict.fromkeys(_image_files(args.images)))
+    paths = list(dict.fromkeys(image_files(args.images)))
     if not paths:
         raise FileNotFoundError(f"no images in {', '.join(map(str, args.images))}")
     device = find_device(args.device, "--device")
@@ -72,16 +70,6 @@ def _command(args: argparse.Namespace) -> int:
         f"{len(records)} detections in {len(paths)} images: pictures and results in {args.output}"
     )
     return 0
-
-
-def _image_files(given: Sequence[Path]) -> Iterator[Path]:
-    for path in given:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        elif path.is_file():
-            yield path
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
 
 
 def _picture_paths(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

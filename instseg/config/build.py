@@ -9,16 +9,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from instseg.config.build_data import build_transforms, read_index
+from instseg.config.build_data import (
+    build_read_mixes,
+    build_transformed_mixes,
+    build_transforms,
+    read_index,
+)
 from instseg.config.build_model import build_model
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config, CosineConfig, SgdConfig
-from instseg.config.schema_model import MaskRcnnConfig
 from instseg.data.dataset import DetectionDataset
 from instseg.data.index import CocoIndex
 from instseg.data.loader import DetectionLoader
 from instseg.data.sampling import EvalSampler, TrainBatchSampler
-from instseg.data.transforms import SimpleCopyPaste
 from instseg.engine.distributed import rank_and_size
 from instseg.engine.optim import build_optimizer as make_optimizer
 from instseg.engine.options import TrainerOptions
@@ -35,8 +38,13 @@ def build_train_loader(config: Config, index: CocoIndex) -> DetectionLoader:
     """Shuffled, augmented batches of the training part.
 
     Raises:
-        ConfigError: no image has an object to learn from.
+        ConfigError: no image has an object to learn from, or all epochs are plain ones.
     """
+    if config.data.plain_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"data.plain_epochs is {config.data.plain_epochs}, but the whole training has only "
+            f"{config.train.epochs} epochs: lower it, or train for more epochs"
+        )
     if not any((~record.is_crowd).any() for record in index.records):
         raise ConfigError(f"data.train has no object to learn from: {index.summary()}")
     data, seed = config.data, config.train.seed
@@ -45,7 +53,9 @@ def build_train_loader(config: Config, index: CocoIndex) -> DetectionLoader:
         build_transforms(data.train_transforms),
         seed=seed,
         with_masks=has_masks(config),
-        copy_paste=SimpleCopyPaste(p=data.copy_paste.p) if data.copy_paste else None,
+        mix_read=build_read_mixes(data),
+        mix_read_epochs=config.train.epochs - data.plain_epochs,
+        mix_transformed=build_transformed_mixes(data),
         on_error=data.on_error,
     )
     sampler = TrainBatchSampler(
@@ -250,7 +260,7 @@ def read_val_index(config: Config) -> CocoIndex:
 
 def has_masks(config: Config) -> bool:
     """Whether the model learns and predicts masks."""
-    return isinstance(config.model, MaskRcnnConfig)
+    return config.model.predicts_masks
 
 
 __all__ = [

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from instseg.config.schema_data import (
-    CocoSource,
+    DataConfig,
+    ExpandConfig,
     HorizontalFlipConfig,
-    InstancePngSource,
-    LabelmeSource,
+    HsvJitterConfig,
+    IoUCropConfig,
     LargeScaleJitterConfig,
+    LetterboxConfig,
     PhotometricDistortConfig,
     RandomCropConfig,
     ResizeConfig,
     ResizeShortestEdgeConfig,
-    Source,
     TransformConfig,
+)
+from instseg.config.schema_source import (
+    CocoSource,
+    InstancePngSource,
+    LabelmeSource,
+    Source,
     ViaSource,
     VocSource,
     YoloSource,
@@ -29,12 +36,20 @@ from instseg.data.formats import instance_png, labelme, via, voc, yolo
 from instseg.data.index import CocoIndex, build_index
 from instseg.data.transforms import (
     Compose,
+    Expand,
+    HsvJitter,
+    IoUCrop,
     LargeScaleJitter,
+    Letterbox,
+    MixTransform,
+    MixUp,
+    Mosaic,
     PhotometricDistort,
     RandomCrop,
     RandomHorizontalFlip,
     Resize,
     ResizeShortestEdge,
+    SimpleCopyPaste,
 )
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +119,9 @@ def _transform(section: TransformConfig) -> Any:
         case ResizeShortestEdgeConfig():
             return ResizeShortestEdge(section.sizes, section.max_size)
         case ResizeConfig():
-            return Resize((section.height, section.width))
+            return Resize(section.all_sizes(), antialias=section.antialias)
+        case LetterboxConfig():
+            return Letterbox(section.all_sizes(), antialias=section.antialias)
         case HorizontalFlipConfig():
             return RandomHorizontalFlip(section.p)
         case LargeScaleJitterConfig():
@@ -115,7 +132,48 @@ def _transform(section: TransformConfig) -> Any:
             )
         case RandomCropConfig():
             return RandomCrop(section.min_scale, min_visibility=section.min_visibility)
+        case ExpandConfig():
+            return Expand(section.p, section.max_scale)
+        case IoUCropConfig():
+            return IoUCrop(
+                section.min_scale,
+                min_ious=section.min_ious,
+                max_aspect_ratio=section.max_aspect_ratio,
+            )
         case PhotometricDistortConfig():
             return PhotometricDistort(p=section.p)
+        case HsvJitterConfig():
+            return HsvJitter(section.hue, section.saturation, section.value)
         case _:
             assert_never(section)
+
+
+def build_read_mixes(data: DataConfig) -> list[MixTransform]:
+    """What mixes images as they are read, in its order: mosaic, then MixUp of mosaics."""
+    mixes: list[MixTransform] = []
+    if (mosaic := data.mosaic) is not None:
+        mixes.append(
+            Mosaic(
+                (mosaic.height, mosaic.width),
+                p=mosaic.p,
+                min_scale=mosaic.min_scale,
+                max_scale=mosaic.max_scale,
+                max_shift=mosaic.max_shift,
+                min_visibility=mosaic.min_visibility,
+            )
+        )
+    if (mixup := data.mixup) is not None:
+        mixes.append(
+            MixUp(
+                p=mixup.p,
+                min_scale=mixup.min_scale,
+                max_scale=mixup.max_scale,
+                min_visibility=mixup.min_visibility,
+            )
+        )
+    return mixes
+
+
+def build_transformed_mixes(data: DataConfig) -> list[MixTransform]:
+    """What mixes samples after their transforms: copy-paste."""
+    return [] if data.copy_paste is None else [SimpleCopyPaste(p=data.copy_paste.p)]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
 from torch import nn
-from torchvision.models import get_model_weights
 
+from instseg.config.build_backbone import build_backbone
+from instseg.config.build_one_stage import build_one_stage
 from instseg.config.loader import ConfigError
 from instseg.config.schema_model import (
-    BackboneConfig,
     BoxBodyConfig,
     FcBodyConfig,
     FcnMaskHeadConfig,
     MaskRcnnConfig,
     ModelConfig,
     RcnnConfig,
-    ResNetConfig,
 )
-from instseg.engine.weights import load_weights
 from instseg.models.anchors import AnchorGenerator
-from instseg.models.backbones import Backbone, ResNet, TimmBackbone
 from instseg.models.detection import FasterRCNN, MaskRCNN
+from instseg.models.detection.detector import Detector
 from instseg.models.detection.roi_boxes import RoIBoxHead
 from instseg.models.detection.roi_masks import RoIMaskHead
 from instseg.models.detection.rpn import ProposalLimits, RegionProposalNetwork
@@ -40,12 +35,8 @@ from instseg.models.necks import FPN
 from instseg.models.preprocess import Preprocess
 from instseg.ops import MultiscaleRoIAlign
 
-_logger = logging.getLogger(__name__)
 
-
-def build_model(
-    config: ModelConfig, *, num_classes: int, load_backbone: bool = True
-) -> FasterRCNN | MaskRCNN:
+def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = True) -> Detector:
     """The model of a configuration.
 
     Args:
@@ -57,7 +48,9 @@ def build_model(
     Raises:
         ConfigError: parts that do not fit together, or weights that do not fit the backbone.
     """
-    backbone = _backbone(config.backbone, load_backbone, len(config.image_mean))
+    if not isinstance(config, RcnnConfig):
+        return build_one_stage(config, num_classes=num_classes, load_backbone=load_backbone)
+    backbone = build_backbone(config.backbone, load_backbone, len(config.image_mean))
     if len(config.image_mean) != len(config.image_std):
         raise ConfigError(
             f"model.image_mean has {len(config.image_mean)} values, "
@@ -72,39 +65,6 @@ def build_model(
         aligned = not config.torchvision_compatible
         return MaskRCNN(*parts, _mask_head(config.mask_head, neck, num_classes, aligned))
     return FasterRCNN(*parts)
-
-
-def _backbone(config: BackboneConfig, load: bool, in_channels: int) -> Backbone:
-    if isinstance(config, ResNetConfig):
-        resnet = ResNet(config.depth, norm=config.norm, freeze_at=config.freeze_at)
-        if load and isinstance(config.weights, Path):
-            _load_backbone_file(resnet, config.weights)
-        elif load and config.weights == "torchvision":
-            weights = get_model_weights(f"resnet{config.depth}").DEFAULT
-            _logger.info("downloading %s, if it is not in torch's cache", weights)
-            resnet.load_classifier(weights.get_state_dict(progress=True, check_hash=True))
-        return resnet
-    try:
-        timm = TimmBackbone(
-            config.model,
-            norm=config.norm,
-            strides=config.strides,
-            in_channels=in_channels,
-            pretrained=load and config.weights == "timm",
-        )
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"model.backbone: {error}") from None
-    if load and isinstance(config.weights, Path):
-        _load_backbone_file(timm, config.weights)
-    return timm
-
-
-def _load_backbone_file(backbone: Backbone, path: Path) -> None:
-    tensors, _ = load_weights(path)
-    try:
-        backbone.load_classifier(tensors)
-    except ValueError as error:
-        raise ConfigError(f"model.backbone.weights: {path}: {error}") from None
 
 
 def _rpn(config: RcnnConfig, neck: FPN) -> RegionProposalNetwork:

@@ -20,7 +20,7 @@ from instseg.config.schema_base import (
     Section,
 )
 from instseg.config.schema_data import DataConfig, ResizeTransformConfig
-from instseg.config.schema_model import MaskRcnnConfig, ModelConfig
+from instseg.config.schema_model import ModelConfig
 
 
 class SgdConfig(Section):
@@ -138,10 +138,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        if len(self.model.image_mean) != 3 or len(self.model.image_std) != 3:
+        colours = self.model.image_mean, self.model.image_std
+        if any(values is not None and len(values) != 3 for values in colours):
             raise ValueError(
                 "model.image_mean and model.image_std need three values each: images are RGB"
             )
-        if self.data.copy_paste is not None and not isinstance(self.model, MaskRcnnConfig):
-            raise ValueError("data.copy_paste pastes objects by their masks: it needs a mask_rcnn")
+        if self.data.copy_paste is not None and not self.model.predicts_masks:
+            raise ValueError(
+                "data.copy_paste pastes objects by their masks: it needs a model that has masks"
+            )
         return self

@@ -1,106 +1,13 @@
-"""The ``data`` section: formats, transforms, batches."""
+"""The ``data`` section: data sets, transforms, batches."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from instseg.config.schema_base import NonNegativeInt, Probability, Section
-
-
-class FoldConfig(Section):
-    """A part of the images sorted by file name: position % ``folds`` == ``index`` is "val"."""
-
-    folds: Annotated[int, Field(ge=2)]
-    index: NonNegativeInt = 0
-    part: Literal["train", "val"]
-
-    @model_validator(mode="after")
-    def _index_in_range(self) -> FoldConfig:
-        if self.index >= self.folds:
-            raise ValueError(f"index must be in 0..{self.folds - 1}, got {self.index}")
-        return self
-
-
-class SourceConfig(Section):
-    """What every data set has."""
-
-    fold: FoldConfig | None = None
-    """Take only a part of the images."""
-
-
-class CocoSource(SourceConfig):
-    """A COCO JSON file."""
-
-    format: Literal["coco"]
-    annotations: Path
-    images: Path
-    """Folder that the file names in ``annotations`` are relative to."""
-
-
-class InstancePngSource(SourceConfig):
-    """A mask image for each image: pixel value = instance id, 0 = background."""
-
-    format: Literal["instance_png"]
-    images: Path
-    masks: Path
-    mask_suffix: str = ""
-    """What a mask's file name has after that of its image, such as "_mask"."""
-    category: str = "object"
-
-
-class VocSource(SourceConfig):
-    """Pascal VOC: Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt."""
-
-    format: Literal["voc"]
-    root: Path
-    split: str | None = None
-    categories: list[str] | None = None
-
-
-class YoloSource(SourceConfig):
-    """YOLO text files: normalised boxes or polygons."""
-
-    format: Literal["yolo"]
-    images: Path
-    labels: Path
-    names: Path | list[str]
-    """The class names, or a data.yaml that has them."""
-
-
-class LabelmeSource(SourceConfig):
-    """LabelMe JSON files beside their images."""
-
-    format: Literal["labelme"]
-    folder: Path
-    categories: list[str] | None = None
-
-
-class ViaSource(SourceConfig):
-    """A VGG Image Annotator project or its exported regions."""
-
-    format: Literal["via"]
-    file: Path
-    images: Path
-    attribute: str | None = None
-    """The region attribute that holds the class."""
-    category: str | None = None
-    """Or one class for all regions."""
-    categories: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_the_class(self) -> ViaSource:
-        if (self.attribute is None) == (self.category is None):
-            raise ValueError("give either attribute or category")
-        return self
-
-
-Source = Annotated[
-    CocoSource | InstancePngSource | VocSource | YoloSource | LabelmeSource | ViaSource,
-    Field(discriminator="format"),
-]
+from instseg.config.schema_source import Source
 
 
 class ResizeShortestEdgeConfig(Section):
@@ -111,12 +18,41 @@ class ResizeShortestEdgeConfig(Section):
     max_size: PositiveInt
 
 
-class ResizeConfig(Section):
+class _SizedConfig(Section):
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    sizes: Annotated[list[tuple[PositiveInt, PositiveInt]], Field(min_length=1)] | None = None
+    """In place of height and width: several [height, width], one drawn for each image
+    (multi-scale, for training)."""
+
+    @model_validator(mode="after")
+    def _one_way_to_the_size(self) -> _SizedConfig:
+        given = (self.height is not None, self.width is not None, self.sizes is not None)
+        if given not in ((True, True, False), (False, False, True)):
+            raise ValueError("give either height and width, or sizes")
+        return self
+
+    def all_sizes(self) -> list[tuple[int, int]]:
+        """Every (height, width) that may be drawn."""
+        if self.height is not None and self.width is not None:
+            return [(self.height, self.width)]
+        return list(self.sizes or [])
+
+
+class ResizeConfig(_SizedConfig):
     """To exactly ``height`` x ``width``."""
 
     name: Literal["resize"]
-    height: PositiveInt
-    width: PositiveInt
+    antialias: bool = True
+    """false for weights that were trained with plain bilinear resizing."""
+
+
+class LetterboxConfig(_SizedConfig):
+    """To the largest size that fits in ``height`` x ``width`` and keeps the aspect ratio."""
+
+    name: Literal["letterbox"]
+    antialias: bool = False
+    """false is YOLOX's resizing, plain bilinear."""
 
 
 class HorizontalFlipConfig(Section):
@@ -126,20 +62,23 @@ class HorizontalFlipConfig(Section):
     p: Probability = 0.5
 
 
-class LargeScaleJitterConfig(Section):
+class _ScaledConfig(Section):
+    min_scale: PositiveFloat = 0.1
+    max_scale: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> _ScaledConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is over max_scale {self.max_scale}")
+        return self
+
+
+class LargeScaleJitterConfig(_ScaledConfig):
     """Random scale, then crop or pad to ``height`` x ``width``."""
 
     name: Literal["large_scale_jitter"]
     height: PositiveInt
     width: PositiveInt
-    min_scale: PositiveFloat = 0.1
-    max_scale: PositiveFloat = 2.0
-
-    @model_validator(mode="after")
-    def _scales_in_order(self) -> LargeScaleJitterConfig:
-        if self.min_scale > self.max_scale:
-            raise ValueError(f"min_scale {self.min_scale} is over max_scale {self.max_scale}")
-        return self
 
 
 class RandomCropConfig(Section):
@@ -150,27 +89,64 @@ class RandomCropConfig(Section):
     min_visibility: Probability = 0.25
 
 
+class ExpandConfig(Section):
+    """SSD's zooming out: the image somewhere on a larger canvas of the mean colour."""
+
+    name: Literal["expand"]
+    p: Probability = 0.5
+    max_scale: Annotated[float, Field(ge=1)] = 4.0
+    """Greatest side of the canvas, in sides of the image."""
+
+
+class IoUCropConfig(Section):
+    """SSD's random patch that overlaps an object by at least one of ``min_ious``."""
+
+    name: Literal["iou_crop"]
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Least part of the image's height and width."""
+    min_ious: list[Probability] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    """Any patch and the whole image are chosen from besides."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 2.0
+
+
 class PhotometricDistortConfig(Section):
-    """Random brightness, contrast, saturation, hue."""
+    """Random brightness, contrast, saturation, hue and channel order (SSD)."""
 
     name: Literal["photometric_distort"]
     p: Probability = 0.5
+    """Of each."""
+
+
+class HsvJitterConfig(Section):
+    """YOLOX's shifts of hue, saturation and value, in OpenCV's units; each in half of the images.
+
+    180 is the whole circle of hues, 255 full saturation and value.
+    """
+
+    name: Literal["hsv_jitter"]
+    hue: Annotated[int, Field(ge=0, le=90)] = 5
+    saturation: Annotated[int, Field(ge=0, le=255)] = 30
+    value: Annotated[int, Field(ge=0, le=255)] = 30
 
 
 TransformConfig = Annotated[
     ResizeShortestEdgeConfig
     | ResizeConfig
+    | LetterboxConfig
     | HorizontalFlipConfig
     | LargeScaleJitterConfig
     | RandomCropConfig
-    | PhotometricDistortConfig,
+    | ExpandConfig
+    | IoUCropConfig
+    | PhotometricDistortConfig
+    | HsvJitterConfig,
     Field(discriminator="name"),
 ]
 
 
 # What can be undone on predictions: resizing alone.
 ResizeTransformConfig = Annotated[
-    ResizeShortestEdgeConfig | ResizeConfig, Field(discriminator="name")
+    ResizeShortestEdgeConfig | ResizeConfig | LetterboxConfig, Field(discriminator="name")
 ]
 
 
@@ -178,6 +154,30 @@ class CopyPasteConfig(Section):
     """Simple Copy-Paste: objects of a second image pasted over the first."""
 
     p: Probability = 0.5
+
+
+class MosaicConfig(_ScaledConfig):
+    """Four images around a point, shown at random scale, before ``train_transforms``."""
+
+    p: Probability = 1.0
+    height: PositiveInt
+    width: PositiveInt
+    """Of the mosaic; scale 1 is images that fit in it."""
+    max_shift: Probability = 0.1
+    """Of the mosaic, as a share of its sides."""
+    min_visibility: Probability = 0.2
+    """Objects of which less of the box is left are removed."""
+
+
+class MixUpConfig(_ScaledConfig):
+    """A second image half transparent over the first, before ``train_transforms``."""
+
+    p: Probability = 1.0
+    min_scale: PositiveFloat = 0.5
+    max_scale: PositiveFloat = 1.5
+    """Of the second image; 1 is an image that fits in the first."""
+    min_visibility: Probability = 0.2
+    """Objects of the second image of which less of the box is left are removed."""
 
 
 class DataConfig(Section):
@@ -189,6 +189,10 @@ class DataConfig(Section):
     val_transforms: list[ResizeTransformConfig] = []
     """Also what `tools/predict.py` does to images before the model sees them."""
     copy_paste: CopyPasteConfig | None = None
+    mosaic: MosaicConfig | None = None
+    mixup: MixUpConfig | None = None
+    plain_epochs: NonNegativeInt = 0
+    """Epochs at the end of the training without mosaic and mixup."""
     batch_size: PositiveInt = 4
     val_batch_size: PositiveInt = 4
     workers: NonNegativeInt = 2
@@ -199,9 +203,17 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _validation_draws_nothing(self) -> DataConfig:
         for transform in self.val_transforms:
-            if isinstance(transform, ResizeShortestEdgeConfig) and len(transform.sizes) > 1:
+            if transform.sizes is not None and len(transform.sizes) > 1:
                 raise ValueError(
-                    "val_transforms: resize_shortest_edge would draw one of its sizes for each "
+                    f"val_transforms: {transform.name} would draw one of its sizes for each "
                     f"image; give one size, not {transform.sizes}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_epochs_follow_others(self) -> DataConfig:
+        if self.plain_epochs and self.mosaic is None and self.mixup is None:
+            raise ValueError(
+                "plain_epochs are without mosaic and mixup, and there is neither: leave it out"
+            )
         return self

@@ -1,56 +1,14 @@
-"""The ``model`` section: backbones, necks, heads."""
+"""The ``model`` section: all models, and the parts of Faster and Mask R-CNN."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from instseg.config.schema_backbone import BackboneConfig
 from instseg.config.schema_base import Probability, Section
-
-
-class ResNetConfig(Section):
-    """ResNet of torchvision's make."""
-
-    name: Literal["resnet"]
-    depth: Literal[18, 34, 50, 101] = 50
-    norm: Literal["frozen", "live"] = "frozen"
-    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
-    weights: Path | Literal["torchvision"] | None = None
-    """A file (safetensors or torch), "torchvision" to download ImageNet weights, or null."""
-
-    @model_validator(mode="after")
-    def _frozen_needs_weights(self) -> ResNetConfig:
-        if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
-            raise ValueError(
-                "without weights a frozen backbone stays random: set weights, or norm: live and "
-                "freeze_at: 0 to train it from scratch"
-            )
-        return self
-
-
-class TimmConfig(Section):
-    """Any backbone of timm by name."""
-
-    name: Literal["timm"]
-    model: str
-    norm: Literal["frozen", "live"] = "frozen"
-    strides: Annotated[list[PositiveInt], Field(min_length=1)] = [4, 8, 16, 32]
-    weights: Path | Literal["timm"] | None = None
-    """A file in timm's names, "timm" to download timm's own, or null."""
-
-    @model_validator(mode="after")
-    def _strides_double(self) -> TimmConfig:
-        first = self.strides[0]
-        if first & (first - 1) or any(s != first << i for i, s in enumerate(self.strides)):
-            raise ValueError(
-                f"strides must be powers of two, each twice the one before, got {self.strides}"
-            )
-        return self
-
-
-BackboneConfig = Annotated[ResNetConfig | TimmConfig, Field(discriminator="name")]
+from instseg.config.schema_one_stage import OneStageModels
 
 
 class FpnConfig(Section):
@@ -158,6 +116,11 @@ class RcnnConfig(Section):
     torchvision_compatible: bool = False
     """Follow torchvision's pixel conventions, for weights converted from its checkpoints."""
 
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether detections have masks."""
+        return False
+
 
 class FasterRcnnConfig(RcnnConfig):
     """Boxes."""
@@ -171,5 +134,12 @@ class MaskRcnnConfig(RcnnConfig):
     name: Literal["mask_rcnn"]
     mask_head: FcnMaskHeadConfig = FcnMaskHeadConfig(name="fcn")
 
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether detections have masks."""
+        return True
 
-ModelConfig = Annotated[FasterRcnnConfig | MaskRcnnConfig, Field(discriminator="name")]
+
+ModelConfig = Annotated[
+    FasterRcnnConfig | MaskRcnnConfig | OneStageModels, Field(discriminator="name")
+]

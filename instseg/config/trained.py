@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,9 @@ from instseg.config.schema import Config, InferenceConfig, InitConfig
 from instseg.data.transforms import Compose
 from instseg.engine.errors import CheckpointError
 from instseg.engine.weights import METADATA_KEY, load_weights
+from instseg.models.detection.detector import Detector
 
 _logger = logging.getLogger(__name__)
-
-# The layers whose shape depends on the classes.
-_CLASS_LAYERS = ("box_head.predictor.", "mask_head.predictor.logits.")
 
 
 @dataclass
@@ -79,7 +78,7 @@ def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedMo
     return TrainedModel(model.eval(), build_transforms(config.transforms), categories)
 
 
-def load_initial(model: nn.Module, init: InitConfig, class_names: Sequence[str]) -> None:
+def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) -> None:
     """Start a training from a weights file.
 
     Args:
@@ -101,12 +100,16 @@ def load_initial(model: nn.Module, init: InitConfig, class_names: Sequence[str])
         )
     own = model.state_dict()
     if not init.heads:
-        dropped = [key for key in own if key.startswith(_CLASS_LAYERS)]
+        dropped = [key for key in own if _is_class_layer(key, model)]
         _logger.info("starting from %s, with new weights for %s", init.weights, ", ".join(dropped))
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(_CLASS_LAYERS)}
+        tensors = {k: v for k, v in tensors.items() if not _is_class_layer(k, model)}
         tensors |= {key: own[key] for key in dropped}
     check_state_dict(own, tensors, init.weights)
     model.load_state_dict(tensors)
+
+
+def _is_class_layer(key: str, model: Detector) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in model.class_layers)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, list[dict[str, Any]]]:

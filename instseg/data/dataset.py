@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from instseg.data.image_io import ImageError, read_image
 from instseg.data.index import Record
 from instseg.data.sampling import SampleKey, sample_seed
-from instseg.data.transforms import Compose, Pair, SimpleCopyPaste
+from instseg.data.transforms import Compose, MixTransform, Pair
 from instseg.structures.geometry import Size
 from instseg.structures.instances import Instances
 from instseg.structures.masks import SparseMasks
@@ -45,7 +45,7 @@ class Sample:
 
 
 class DetectionDataset(Dataset[Sample | None]):
-    """Reads, transforms and, where asked, copy-pastes the images of an index.
+    """Reads, mixes and transforms the images of an index.
 
     A sample is a pure function of ``(seed, key)``, to the last bit: its random draws come from a
     stream of its own, and leave torch's global generators (the CPU's and any accelerator's) as
@@ -56,14 +56,19 @@ class DetectionDataset(Dataset[Sample | None]):
         transforms: applied to every image.
         seed: of all random draws.
         with_masks: give the targets masks.
-        copy_paste: paste objects of a randomly drawn second image; needs masks.
+        mix_read: mixes of images as they are read, before the transforms, in this order; their
+            partners are other images as read (mosaic, MixUp).
+        mix_read_epochs: the number of epochs, from 0, in which ``mix_read`` is at work; None for
+            all.
+        mix_transformed: mixes of transformed samples; their partners are other images, read and
+            transformed (copy-paste).
         on_error: what an image does that cannot be read, or has not the size that its record
             states: "raise" raises, "skip" logs a warning once for each file and gives None (or
-            pastes nothing, where it is the second image of copy-paste).
+            leaves out the mix, where it is a partner).
 
     Raises:
-        ValueError: ``with_masks`` and a record has no segmentations, or ``copy_paste`` without
-            ``with_masks``.
+        ValueError: ``with_masks`` and a record has no segmentations, or a mix needs masks and
+            there are none.
     """
 
     def __init__(
@@ -73,7 +78,9 @@ class DetectionDataset(Dataset[Sample | None]):
         *,
         seed: int,
         with_masks: bool,
-        copy_paste: SimpleCopyPaste | None = None,
+        mix_read: Sequence[MixTransform] = (),
+        mix_read_epochs: int | None = None,
+        mix_transformed: Sequence[MixTransform] = (),
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         if with_masks:
@@ -83,13 +90,16 @@ class DetectionDataset(Dataset[Sample | None]):
                         f"image {record.image_id} ({record.path}) has no segmentations; "
                         "use with_masks=False to train boxes alone"
                     )
-        elif copy_paste is not None:
-            raise ValueError("copy-paste needs with_masks=True: what it pastes are masks")
+        for mix in (*mix_read, *mix_transformed):
+            if mix.needs_masks and not with_masks:
+                raise ValueError(f"{type(mix).__name__} moves masks: it needs with_masks=True")
         self.records = records
         self._transforms = transforms
         self._seed = seed
         self._with_masks = with_masks
-        self._copy_paste = copy_paste
+        self._mix_read = mix_read
+        self._mix_read_epochs = mix_read_epochs
+        self._mix_transformed = mix_transformed
         self._skip_unreadable = on_error == "skip"
         # Shared by the loader's worker processes, so that they warn once between them.
         self._warned = torch.zeros(len(records), dtype=torch.bool).share_memory_()
@@ -103,14 +113,16 @@ class DetectionDataset(Dataset[Sample | None]):
         Raises:
             ImageError: the image cannot be read or has the wrong size, and ``on_error="raise"``.
         """
-        with _reproducible(sample_seed(self._seed, key.epoch, key.index)):
-            pair = self._transformed(key.index)
+        record = self.records[key.index]
+        with _reproducible(sample_seed(self._seed, key.epoch, key.index)), _naming(record.path):
+            pair = self._read(key.index)
             if pair is None:
                 return None
-            if self._copy_paste is not None and torch.rand(()) < self._copy_paste.p:
-                pair = self._pasted_on(pair, self._copy_paste)
+            if self._mix_read_epochs is None or key.epoch < self._mix_read_epochs:
+                pair = self._mixed(pair, self._mix_read, self._read)
+            pair = self._transforms(*pair)
+            pair = self._mixed(pair, self._mix_transformed, self._read_and_transformed)
         image, target = pair
-        record = self.records[key.index]
         return Sample(
             # A cropped view would drag the whole image's memory to the training process.
             image=image.as_subclass(Tensor).contiguous(),
@@ -120,18 +132,33 @@ class DetectionDataset(Dataset[Sample | None]):
             path=str(record.path),
         )
 
-    def _pasted_on(self, base: Pair, copy_paste: SimpleCopyPaste) -> Pair:
-        donor_index = int(torch.randint(len(self.records), ()))
-        donor = self._transformed(donor_index)
-        if donor is None:
-            return base
-        with _naming(self.records[donor_index].path):
-            return copy_paste(base, donor)
+    def _mixed(
+        self, base: Pair, mixes: Sequence[MixTransform], load: Callable[[int], Pair | None]
+    ) -> Pair:
+        for mix in mixes:
+            if not torch.rand(()) < mix.p:
+                continue
+            indices = torch.randint(len(self.records), (mix.num_partners,)).tolist()
+            loaded = [load(i) for i in indices]
+            partners = [pair for pair in loaded if pair is not None]
+            if len(partners) == len(indices):
+                with _naming(*(self.records[i].path for i in indices)):
+                    base = mix(base, partners)
+        return base
 
-    def _transformed(self, index: int) -> Pair | None:
+    def _read_and_transformed(self, index: int) -> Pair | None:
+        pair = self._read(index)
+        if pair is None:
+            return None
+        with _naming(self.records[index].path):
+            transformed: Pair = self._transforms(*pair)
+            return transformed
+
+    def _read(self, index: int) -> Pair | None:
+        """An image as it is in the file; None where it cannot be read and is to be skipped."""
         record = self.records[index]
         try:
-            image = _read(record)
+            return _read(record), self._target(record)
         except ImageError as error:
             if not self._skip_unreadable:
                 raise
@@ -139,9 +166,6 @@ class DetectionDataset(Dataset[Sample | None]):
                 self._warned[index] = True
                 _logger.warning("skipping an image: %s", error)
             return None
-        with _naming(record.path):
-            pair: Pair = self._transforms(image, self._target(record))
-            return pair
 
     def _target(self, record: Record) -> Instances:
         masks = None
@@ -189,10 +213,10 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Note on any error which file was at work; notes survive the way out of worker processes."""
+def _naming(*paths: Path) -> Iterator[None]:
+    """Note on any error which files were at work; notes survive the way out of workers."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"while preparing {path}")
+        error.add_note(f"while preparing {', '.join(map(str, paths))}")
         raise

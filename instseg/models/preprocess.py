@@ -45,6 +45,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.size_divisor = size_divisor
         self.min_size = min_size
+        self.fill = fill
         border = (
             None if fill is None else (torch.tensor(fill) - self.mean[:, 0, 0]) / self.std[:, 0, 0]
         )

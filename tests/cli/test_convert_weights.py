@@ -158,7 +158,7 @@ def test_another_model_or_number_of_classes(
             {"encoder.0.weight": torch.zeros(1)},
             "the key 'encoder.0.weight' is not of torchvision's",
         ),
-        ({"rpn.head.cls_logits.bias": torch.zeros(3)}, "cls_score.bias is missing"),
+        ({"rpn.head.cls_logits.bias": torch.zeros(3)}, "the class layers of fasterrcnn"),
         ({"roi_heads.box_predictor.cls_score.bias": torch.zeros(1)}, "no class beside"),
         ({"roi_heads.box_predictor.cls_score.bias": torch.tensor(1.0)}, "no class beside"),
         ({"roi_heads.box_predictor.cls_score.bias": torch.zeros(3)}, "does not fit the model"),

@@ -98,6 +98,45 @@ def test_every_format_is_reachable(tmp_path):
     assert found == [["cat"], ["cat"], ["cat"], ["cat"], ["thing"]]
 
 
+def boxes_file(folder: Path, *sides: tuple[float, float], crowd: bool = False) -> str:
+    """A COCO file of one image of height 100 and width 200 with boxes of these widths, heights."""
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [1, 1, *side], "iscrowd": int(crowd)}
+        for i, side in enumerate(sides, 1)
+    ]
+    image = {"id": 1, "file_name": "absent.jpg", "height": 100, "width": 200}
+    coco = {"images": [image], "categories": [{"id": 1, "name": "cat"}], "annotations": annotations}
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(coco))
+    return str(path)
+
+
+def test_anchors_to_paste(tmp_path, capsys):
+    path = boxes_file(tmp_path, (20, 6), (24, 6), (5, 20), (5, 24))
+    argv = ["anchors", "--annotations", path, "--number", "2"]
+    assert main([*argv, "--letterbox", "400", "400"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "2 anchors of 4 boxes, images fitted in 400 x 400" in told[0]
+    assert told[0].endswith("mean best IoU 0.9129")  # (20 / 22 + 22 / 24) / 2, at any scale
+    assert told[-1] == "anchors: [[10.0, 44.0], [44.0, 12.0]]"
+    assert main([*argv, "--resize", "400", "200"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "images stretched to 400 x 200" in told[0]
+    assert told[-1] == "anchors: [[5.0, 88.0], [22.0, 24.0]]"
+
+
+def test_anchors_that_cannot_be(tmp_path, capsys):
+    path = boxes_file(tmp_path, (20, 5), (24, 5))
+    argv = ["anchors", "--annotations", path, "--letterbox", "40", "40", "--number"]
+    assert main([*argv, "3"]) == 2
+    assert "k must be in 1..2, the number of different box sizes" in capsys.readouterr().err
+    assert main(["anchors", "--annotations", path, "--resize", "0", "4", "--number", "1"]) == 2
+    assert "height and width must be at least 1, got 0 4" in capsys.readouterr().err
+    boxes_file(tmp_path, (20, 5), crowd=True)
+    assert main([*argv, "1"]) == 2
+    assert "boxes.json: there is no box to cluster" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -113,6 +152,10 @@ def test_every_format_is_reachable(tmp_path):
             "x.json",
         ),
         (["check", "{tmp}/absent.json", "--images", "{tmp}"], "absent.json"),
+        (
+            ["anchors", "--annotations", "{tmp}/absent", "--letterbox", "9", "9", "--number", "2"],
+            "absent: there is no such annotation file",
+        ),
     ],
 )
 def test_unusable_files_exit_2_with_one_line(tmp_path, capsys, argv, message):
@@ -141,6 +184,9 @@ def test_impossible_folds_exit_2(tmp_path, capsys):
         ["convert", "via", "a", "b", "--output", "o"],
         ["convert", "via", "a", "b", "--output", "o", "--attribute", "x", "--category", "y"],
         ["check", "a.json"],
+        ["anchors", "--annotations", "a", "--number", "3"],
+        ["anchors", "--annotations", "a", "--number", "3", "--letterbox", "9"],
+        ["anchors", "--annotations", "a", "--letterbox", "9", "9"],
     ],
 )
 def test_unusable_arguments_exit_2(argv, capsys):

@@ -16,7 +16,8 @@ from torchvision.models import resnet18
 from instseg.config import build
 from instseg.config.loader import ConfigError, load_config
 from instseg.config.schema import Config
-from instseg.config.schema_model import FasterRcnnConfig, MaskRcnnConfig, ResNetConfig
+from instseg.config.schema_backbone import ResNetConfig
+from instseg.config.schema_model import FasterRcnnConfig, MaskRcnnConfig
 from instseg.data.index import CocoIndex, build_index
 from instseg.engine.schedule import Cosine, MultiStep
 from instseg.models.detection import FasterRCNN, MaskRCNN
@@ -281,3 +282,14 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
         record.is_crowd[:] = True
     with pytest.raises(ConfigError, match=r"data\.train has no object to learn from: 1 images"):
         build.build_train_loader(load(tmp_path), index)
+
+
+def test_the_last_epochs_are_plain(tmp_path: Path) -> None:
+    """Of 3 epochs the last 2 show the image as it is, the first a mosaic of it."""
+    index = two_classes(tmp_path)
+    settings = ["data.mosaic={height: 32, width: 48}", "data.workers=0"]
+    loader = build.build_train_loader(load(tmp_path, *settings, "data.plain_epochs=2"), index)
+    sizes = [[batch.targets[0].image_size for batch in loader.epoch(i)] for i in range(3)]
+    assert sizes == [[(32, 48)], [(20, 20)], [(20, 20)]]
+    with pytest.raises(ConfigError, match=r"plain_epochs is 3, but the whole training has only 3"):
+        build.build_train_loader(load(tmp_path, *settings, "data.plain_epochs=3"), index)

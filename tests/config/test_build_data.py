@@ -10,7 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from instseg.config.build_data import build_transforms, read_index
+from instseg.config.build_data import (
+    build_read_mixes,
+    build_transformed_mixes,
+    build_transforms,
+    read_index,
+)
 from instseg.data import transforms
 
 from .test_build import load
@@ -29,7 +34,7 @@ def test_transforms(tmp_path: Path) -> None:
     assert isinstance(edge, transforms.ResizeShortestEdge)
     assert (edge.sizes, edge.max_size) == ((8, 9), 10)
     assert isinstance(resize, transforms.Resize)
-    assert resize.size == (5, 6)
+    assert (resize.sizes, resize.antialias) == (((5, 6),), True)
     assert isinstance(flip, transforms.RandomHorizontalFlip)
     assert flip.p == 0.25
     assert isinstance(jitter, transforms.LargeScaleJitter)
@@ -38,6 +43,51 @@ def test_transforms(tmp_path: Path) -> None:
     assert (crop.min_scale, crop.min_visibility) == (0.3, 0.1)
     assert isinstance(colour, transforms.PhotometricDistort)
     assert colour.p == 0.75
+
+
+def test_transforms_of_the_one_shot_detectors(tmp_path: Path) -> None:
+    sections = load(
+        tmp_path,
+        "data.train_transforms=[{name: resize, sizes: [[5, 6], [7, 8]], antialias: false}, "
+        "{name: letterbox, height: 9, width: 10}, "
+        "{name: letterbox, sizes: [[5, 6]], antialias: true}, {name: hsv_jitter, value: 7}, "
+        "{name: expand, p: 0.25, max_scale: 3}, "
+        "{name: iou_crop, min_scale: 0.1, min_ious: [0.4], max_aspect_ratio: 3}]",
+    ).data.train_transforms
+    resize, box, smooth, hsv, expand, crop = build_transforms(sections).transforms
+    assert isinstance(resize, transforms.Resize)
+    assert (resize.sizes, resize.antialias) == (((5, 6), (7, 8)), False)
+    assert isinstance(box, transforms.Letterbox)
+    assert (box.sizes, box.antialias) == (((9, 10),), False)
+    assert (smooth.sizes, smooth.antialias) == (((5, 6),), True)
+    assert isinstance(hsv, transforms.HsvJitter)
+    assert hsv.amounts == (5, 30, 7)
+    assert isinstance(expand, transforms.Expand)
+    assert (expand.p, expand.max_scale) == (0.25, 3)
+    assert isinstance(crop, transforms.IoUCrop)
+    assert (crop.min_scale, crop.min_ious, crop.max_aspect_ratio) == (0.1, (0.4,), 3)
+
+
+def test_mixes(tmp_path: Path) -> None:
+    data = load(
+        tmp_path,
+        "data.mosaic={p: 0.5, height: 32, width: 64, min_scale: 0.5, max_scale: 1.5, "
+        "max_shift: 0.2, min_visibility: 0.3}",
+        "data.mixup={p: 0.25, min_scale: 0.75, max_scale: 1.25, min_visibility: 0.4}",
+        "data.copy_paste={p: 0.125}",
+    ).data
+    mosaic, mixup = build_read_mixes(data)
+    assert isinstance(mosaic, transforms.Mosaic)
+    assert (mosaic.size, mosaic.p, mosaic.max_shift) == ((32, 64), 0.5, 0.2)
+    assert (mosaic.min_scale, mosaic.max_scale, mosaic.min_visibility) == (0.5, 1.5, 0.3)
+    assert isinstance(mixup, transforms.MixUp)
+    assert (mixup.p, mixup.min_visibility) == (0.25, 0.4)
+    assert (mixup.min_scale, mixup.max_scale) == (0.75, 1.25)
+    (paste,) = build_transformed_mixes(data)
+    assert isinstance(paste, transforms.SimpleCopyPaste)
+    assert paste.p == 0.125
+    none = load(tmp_path).data
+    assert build_read_mixes(none) == build_transformed_mixes(none) == []
 
 
 SQUARE = [10, 6, 20, 6, 20, 16, 10, 16]

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from instseg.config.loader import ConfigError, dump_config, load_config, parse_config
 from instseg.config.schema import Config, InferenceConfig
-from instseg.config.schema_model import AnchorsConfig, MaskRcnnConfig, ResNetConfig
+from instseg.config.schema_backbone import ResNetConfig
+from instseg.config.schema_model import AnchorsConfig, MaskRcnnConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -98,6 +99,35 @@ def test_the_smallest_configuration(tmp_path: Path) -> None:
             "val_transforms: resize_shortest_edge would draw one of its sizes",
         ),
         ("data.val_transforms=[{name: horizontal_flip}]", "unknown name 'horizontal_flip'"),
+        (
+            "data.val_transforms=[{name: letterbox, sizes: [[64, 64], [32, 32]]}]",
+            "val_transforms: letterbox would draw one of its sizes for each image; give one size",
+        ),
+        (
+            "data.val_transforms=[{name: resize, sizes: [[64, 64], [32, 32]]}]",
+            "val_transforms: resize would draw one of its sizes",
+        ),
+        ("data.val_transforms=[{name: letterbox}]", "give either height and width, or sizes"),
+        (
+            "data.val_transforms=[{name: resize, height: 4, width: 4, sizes: [[4, 4]]}]",
+            "give either height and width, or sizes",
+        ),
+        ("data.val_transforms=[{name: resize, height: 4}]", "give either height and width, or"),
+        ("data.val_transforms=[{name: letterbox, sizes: []}]", "sizes: expected at least 1 items"),
+        ("data.val_transforms=[{name: letterbox, sizes: [[4]]}]", "expected 2 items, got 1"),
+        ("data.val_transforms=[{name: letterbox, sizes: [[4, 0]]}]", "should be greater than 0"),
+        ("data.val_transforms=[{name: expand}]", "unknown name 'expand'"),
+        ("data.train_transforms=[{name: expand, max_scale: 0.5}]", "greater than or equal to 1"),
+        ("data.train_transforms=[{name: iou_crop, min_scale: 0}]", "should be greater than 0"),
+        ("data.train_transforms=[{name: iou_crop, min_ious: [2]}]", "less than or equal to 1"),
+        ("data.train_transforms=[{name: hsv_jitter, hue: 91}]", "less than or equal to 90"),
+        ("data.mosaic={height: 9}", "missing key 'width' in data.mosaic"),
+        ("data.mosaic={height: 9, width: 9, p: 2}", "data.mosaic.p: should be less than"),
+        ("data.mosaic={height: 9, width: 9, min_scale: 3}", "min_scale 3.0 is over max_scale 2.0"),
+        ("data.mixup={max_scale: 0.25}", "min_scale 0.5 is over max_scale 0.25"),
+        ("data.mixup={height: 9}", "unknown key 'height' in data.mixup"),
+        ("data.plain_epochs=-1", "data.plain_epochs: should be greater than or equal to 0"),
+        ("data.plain_epochs=1", "plain_epochs are without mosaic and mixup, and there is neither"),
         ("evaluation.iou_types=[]", "evaluation.iou_types: expected at least 1 items"),
         ("evaluation.iou_types=[box]", "did you mean 'bbox'?"),
     ],

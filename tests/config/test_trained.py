@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from instseg.config.build_model import build_model
 from instseg.config.loader import ConfigError
 from instseg.config.schema import InferenceConfig, InitConfig
+from instseg.config.schema_backbone import TimmConfig
 from instseg.config.schema_data import ResizeShortestEdgeConfig
 from instseg.config.schema_model import (
     BoxHeadConfig,
@@ -21,7 +22,6 @@ from instseg.config.schema_model import (
     FcnMaskHeadConfig,
     FpnConfig,
     MaskRcnnConfig,
-    TimmConfig,
 )
 from instseg.config.trained import check_state_dict, describe_weights, load_initial, load_trained
 from instseg.engine.errors import CheckpointError

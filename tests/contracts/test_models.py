@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from instseg.config.build_model import build_model
+from instseg.config.schema_backbone import ResNetConfig, TimmConfig
 from instseg.config.schema_model import (
     BoxHeadConfig,
     FasterRcnnConfig,
@@ -16,9 +17,7 @@ from instseg.config.schema_model import (
     FcnMaskHeadConfig,
     FpnConfig,
     MaskRcnnConfig,
-    ResNetConfig,
     RpnConfig,
-    TimmConfig,
 )
 from instseg.ops import instance_rles, rle
 from instseg.structures import Instances, RoIMasks, SparseMasks

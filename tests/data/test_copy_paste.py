@@ -76,7 +76,7 @@ def test_hand_worked_occlusion():
         value=200,
         crowd="Q",
     )
-    image, target = SimpleCopyPaste()(base, donor)
+    image, target = SimpleCopyPaste()(base, [donor])
 
     # B lies wholly under R and goes; Q is a crowd, which is never pasted.
     assert [chr(x) for x in target.labels.tolist()] == ["A", "C", "P", "R"]
@@ -100,7 +100,7 @@ def test_hand_worked_occlusion():
 def test_the_box_shrinks_to_the_visible_part():
     base = pair([".AAAAAA.", ".AAAAAA."], 10)
     donor = pair(["PPPP....", "PPPP...."], 20)
-    _, target = SimpleCopyPaste()(base, donor)
+    _, target = SimpleCopyPaste()(base, [donor])
     assert target.boxes.tolist() == [[4, 0, 7, 2], [0, 0, 4, 2]]
 
 
@@ -108,7 +108,7 @@ def test_the_box_shrinks_to_the_visible_part():
 def test_an_untouched_object_keeps_its_annotated_box():
     image, target = pair(["AA....", "AA....", "......"], 10)
     target.boxes = torch.tensor([[0.25, 0.0, 1.75, 2.0]])
-    _, pasted = SimpleCopyPaste()((image, target), pair(["....PP", "......", "......"], 20))
+    _, pasted = SimpleCopyPaste()((image, target), [pair(["....PP", "......", "......"], 20)])
     assert pasted.boxes.tolist() == [[0.25, 0, 1.75, 2], [4, 0, 6, 1]]
 
 
@@ -120,7 +120,7 @@ def test_an_untouched_object_keeps_its_annotated_box():
 def test_what_is_mostly_hidden_goes_unless_it_is_a_crowd(min_visibility, crowd, kept):
     base = pair(["AAAA", "...."], 10, crowd)
     donor = pair([".PPP", "...."], 20)  # leaves a quarter of A
-    _, target = SimpleCopyPaste(min_visibility=min_visibility)(base, donor)
+    _, target = SimpleCopyPaste(min_visibility=min_visibility)(base, [donor])
     assert target.labels.tolist() == [ord(x) for x in ("AP" if kept else "P")]
 
 
@@ -128,7 +128,7 @@ def test_what_is_mostly_hidden_goes_unless_it_is_a_crowd(min_visibility, crowd, 
 @pytest.mark.parametrize("crowd", ["", "A"])
 def test_what_is_wholly_hidden_goes_at_any_setting(crowd):
     base, donor = pair(["AAAA"], 10, crowd), pair(["PPPP"], 20)
-    _, target = SimpleCopyPaste(min_visibility=0.0)(base, donor)
+    _, target = SimpleCopyPaste(min_visibility=0.0)(base, [donor])
     assert target.labels.tolist() == [ord("P")]
 
 
@@ -140,7 +140,7 @@ def test_a_donor_without_objects_to_paste_leaves_the_base_alone():
     unseen = (nothing[0], target_of([np.zeros((2, 4), np.uint8)], [0], [False]))
     unseen[1].boxes = torch.tensor([[0.0, 0, 2, 2]])  # so thin that its mask has no pixel here
     for donor in (crowd_only, nothing, unseen):
-        image, target = SimpleCopyPaste()(base, donor)
+        image, target = SimpleCopyPaste()(base, [donor])
         assert image is base[0]
         assert target is base[1]
 
@@ -149,7 +149,7 @@ def test_a_donor_without_objects_to_paste_leaves_the_base_alone():
 def test_objects_come_to_a_base_without_any():
     image = tv_tensors.Image(torch.zeros(3, 2, 4, dtype=torch.uint8))
     base = (image, Instances.empty((2, 4), with_masks=True))
-    pasted, target = SimpleCopyPaste()(base, pair(["P...", "P..."], 9))
+    pasted, target = SimpleCopyPaste()(base, [pair(["P...", "P..."], 9)])
     assert target.boxes.tolist() == [[0, 0, 1, 2]]
     assert pasted[0].tolist() == [[9, 0, 0, 0], [9, 0, 0, 0]]
 
@@ -158,11 +158,11 @@ def test_objects_come_to_a_base_without_any():
 def test_a_donor_of_another_size_is_cut_or_padded():
     base = pair(["AA..", "AA..", "...."], 10)
     small = pair([".P", ".."], 20)
-    image, target = SimpleCopyPaste()(base, small)
+    image, target = SimpleCopyPaste()(base, [small])
     assert drawn(target)["P"].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert image[0].tolist() == [[10, 20, 10, 10], [10, 10, 10, 10], [10, 10, 10, 10]]
     large = pair(["P" * 9] * 7, 20)
-    image, target = SimpleCopyPaste()(base, large)
+    image, target = SimpleCopyPaste()(base, [large])
     assert (image == 20).all()
     assert target.boxes.tolist() == [[0, 0, 4, 3]]
 
@@ -174,7 +174,7 @@ def test_masks_follow_their_transforms_before_the_paste():
     base = (tv_tensors.Image(torch.full((3, 4, 4), 10, dtype=torch.uint8)), target.resized((4, 4)))
     donor_image, donor = pair(["P...", "....", "....", "...."], 20)
     donor = donor.transformed(AxisTransform.hflip(4), (4, 4))
-    _, pasted = SimpleCopyPaste()(base, (donor_image, donor))
+    _, pasted = SimpleCopyPaste()(base, [(donor_image, donor)])
     shown = drawn(pasted)
     assert shown["A"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert shown["P"].tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -196,7 +196,7 @@ def test_random_cases_against_a_loop_over_pixels(monkeypatch):
             )
             image, target = SimpleCopyPaste(min_visibility=0.7)(
                 (base_image, target_of(list(base_masks), [0, 1, 2, 3], crowd)),
-                (donor_image, target_of(list(donor_masks), [10, 11, 12], [False] * 3)),
+                [(donor_image, target_of(list(donor_masks), [10, 11, 12], [False] * 3))],
             )
         expected = {}
         for i, before in enumerate(base_masks):
@@ -220,7 +220,7 @@ def test_each_object_is_pasted_half_the_time_independently():
     base = (torch.zeros_like(donor[0]), Instances.empty((2, 4), with_masks=True))
     counts = {"": 0, "P": 0, "Q": 0, "PQ": 0}
     for _ in range(400):
-        _, target = SimpleCopyPaste()(base, donor)
+        _, target = SimpleCopyPaste()(base, [donor])
         counts["".join(chr(x) for x in target.labels.tolist())] += 1
     assert all(70 < count < 130 for count in counts.values())
 
@@ -235,7 +235,7 @@ def test_blending_softens_the_image_and_leaves_the_masks_hard():
     donor_mask[:, :20] = 1
     donor_image = tv_tensors.Image(torch.full((3, 20, 40), 200, dtype=torch.uint8))
     donor = (donor_image, target_of([donor_mask], [0], [False]))
-    image, target = SimpleCopyPaste(blend_sigma=2.0)(base, donor)
+    image, target = SimpleCopyPaste(blend_sigma=2.0)(base, [donor])
     # The blurred step is the normal distribution function, sampled half a pixel off the edge.
     expected = [100 * (1 - math.erf(x / 2 / np.sqrt(2))) for x in np.arange(-19.5, 20)]
     assert image.dtype == torch.uint8
@@ -247,7 +247,7 @@ def test_targets_without_masks_are_refused():
     image, target = pair(["PP"], 1)
     bare = Instances(target.image_size, target.boxes, target.labels)
     with pytest.raises(ValueError, match="no masks"):
-        SimpleCopyPaste()((image, target), (image, bare))
+        SimpleCopyPaste()((image, target), [(image, bare)])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from instseg.data.sampling import SampleKey
 from instseg.data.transforms import (
     Compose,
     LargeScaleJitter,
+    MixUp,
+    Mosaic,
     PhotometricDistort,
     RandomCrop,
     RandomHorizontalFlip,
@@ -93,16 +95,92 @@ def test_a_cropped_image_does_not_hold_the_whole_one(records):
 
 
 def test_a_sample_is_a_pure_function_of_seed_epoch_and_index(records):
-    dataset = augmented(records, copy_paste=SimpleCopyPaste(p=0.7))
+    dataset = augmented(records, mix_transformed=[SimpleCopyPaste(p=0.7)])
     keys = [SampleKey(e, i) for e in range(2) for i in range(len(records))]
     forward = {key: all_bits(dataset[key]) for key in keys}
     torch.manual_seed(99)
-    again = augmented(records, copy_paste=SimpleCopyPaste(p=0.7))
+    again = augmented(records, mix_transformed=[SimpleCopyPaste(p=0.7)])
     backward = {key: all_bits(again[key]) for key in reversed(keys)}
     assert forward == backward
     assert len({bits[0] for bits in forward.values()}) == len(keys)  # and all of them differ
-    other = augmented(records, seed=1, copy_paste=SimpleCopyPaste(p=0.7))
+    other = augmented(records, seed=1, mix_transformed=[SimpleCopyPaste(p=0.7)])
     assert all(all_bits(other[key])[0] != forward[key][0] for key in keys)
+
+
+MIXES = {
+    "mix_read": [Mosaic((40, 48), p=0.7), MixUp(p=0.7)],
+    "mix_transformed": [SimpleCopyPaste(p=0.5)],
+}
+
+
+def test_a_mixed_sample_is_a_pure_function_too(records):
+    keys = [SampleKey(e, i) for e in range(3) for i in range(len(records))]
+    dataset, again = augmented(records, **MIXES), augmented(records, **MIXES)
+    forward = {key: all_bits(dataset[key]) for key in keys}
+    torch.manual_seed(99)
+    assert {key: all_bits(again[key]) for key in reversed(keys)} == forward
+    assert len({bits[0] for bits in forward.values()}) == len(keys)
+
+
+def test_the_last_epochs_are_without_mixes_of_read_images(records):
+    dataset, bare = augmented(records, **MIXES, mix_read_epochs=2), augmented(records)
+    always = augmented(records, **MIXES)
+    pasted_only = augmented(records, mix_transformed=MIXES["mix_transformed"])
+    for i in range(len(records)):
+        for epoch in (0, 1):
+            assert all_bits(dataset[SampleKey(epoch, i)]) == all_bits(always[SampleKey(epoch, i)])
+        for epoch in (2, 3):
+            expected = all_bits(pasted_only[SampleKey(epoch, i)])
+            assert all_bits(dataset[SampleKey(epoch, i)]) == expected
+    plain_bits = [all_bits(bare[SampleKey(2, i)]) for i in range(len(records))]
+    assert [all_bits(always[SampleKey(2, i)]) for i in range(len(records))] != plain_bits
+
+
+def test_mosaic_and_mixup_come_before_the_transforms(records):
+    seen = []
+    watch = v2.Lambda(lambda image: (seen.append(tuple(image.shape)), image)[1], tv_tensors.Image)
+    dataset = DetectionDataset(
+        records, Compose([watch]), seed=0, with_masks=True, mix_read=[Mosaic((33, 44)), MixUp()]
+    )
+    sample = dataset[SampleKey(0, 0)]
+    assert seen == [(3, 33, 44)]
+    assert sample.original_size == records[0].size
+    assert sample.target.image_size == (33, 44)
+    assert len(sample.target) > len(records[0].labels)
+
+
+@pytest.mark.parametrize("mix", [Mosaic((40, 40)), MixUp()], ids=["mosaic", "mixup"])
+def test_an_unreadable_partner_costs_only_the_mix(records, mix, caplog):
+    base, broken = records[0], records[1]
+    truncate(broken.path)
+    raising = plain([base, broken], mix_read=[mix])
+    skipping = plain([base, broken], mix_read=[mix], on_error="skip")
+    unmixed = all_bits(plain([base])[SampleKey(0, 0)])
+    errors = []
+    for epoch in range(20):
+        try:
+            mixed = all_bits(raising[SampleKey(epoch, 0)])
+        except ImageError as error:
+            errors.append((error.path, error.__notes__))
+            mixed = unmixed
+        assert all_bits(skipping[SampleKey(epoch, 0)]) == mixed
+    assert 0 < len(errors) < 20
+    assert errors == [(broken.path, [f"while preparing {base.path}"])] * len(errors)
+    assert caplog.text.count("image1.jpg") == 1
+
+
+def test_an_error_in_a_mix_names_all_its_files(records, monkeypatch):
+    def fail(self, base, partners):
+        raise RuntimeError("cannot mix")
+
+    monkeypatch.setattr(Mosaic, "__call__", fail)
+    with pytest.raises(RuntimeError, match="cannot mix") as caught:
+        plain(records[:1], mix_read=[Mosaic((9, 9))])[SampleKey(0, 0)]
+    path = records[0].path
+    assert caught.value.__notes__ == [
+        f"while preparing {path}, {path}, {path}",
+        f"while preparing {path}",
+    ]
 
 
 def test_global_random_streams_are_left_alone(records):
@@ -114,7 +192,7 @@ def test_global_random_streams_are_left_alone(records):
         )
 
     before = states()
-    dataset = augmented(records, copy_paste=SimpleCopyPaste(p=1.0))
+    dataset = augmented(records, mix_transformed=[SimpleCopyPaste(p=1.0)])
     for i in range(len(records)):
         dataset[SampleKey(0, i)]
     assert states() == before
@@ -220,7 +298,7 @@ def test_an_error_in_a_transform_names_the_file(records):
 
 def test_copy_paste_mixes_two_samples(records):
     grown = 0
-    dataset, bare = plain(records, copy_paste=SimpleCopyPaste(p=1.0)), plain(records)
+    dataset, bare = plain(records, mix_transformed=[SimpleCopyPaste(p=1.0)]), plain(records)
     for i in range(len(records)):
         pasted, base = dataset[SampleKey(0, i)], bare[SampleKey(0, i)]
         assert pasted.target.image_size == base.target.image_size == pasted.target.masks.size
@@ -239,10 +317,10 @@ def test_copy_paste_loads_no_second_image_where_it_does_not_paste(records, monke
     monkeypatch.setattr(
         dataset_module, "read_image", lambda path: (read.append(path), original(path))[1]
     )
-    dataset = plain(records, copy_paste=SimpleCopyPaste(p=0.0))
+    dataset = plain(records, mix_transformed=[SimpleCopyPaste(p=0.0)])
     dataset[SampleKey(0, 3)]
     assert read == [records[3].path]
-    dataset = plain(records, copy_paste=SimpleCopyPaste(p=1.0))
+    dataset = plain(records, mix_transformed=[SimpleCopyPaste(p=1.0)])
     for epoch in range(40):
         dataset[SampleKey(epoch, 3)]
     assert len(read) == 1 + 80
@@ -253,8 +331,8 @@ def test_an_unreadable_second_image_costs_only_the_paste(records, caplog):
     base, broken = records[0], records[1]
     truncate(broken.path)
     whole = all_bits(plain([base])[SampleKey(0, 0)])
-    raising = plain([base, broken], copy_paste=SimpleCopyPaste(p=1.0))
-    skipping = plain([base, broken], copy_paste=SimpleCopyPaste(p=1.0), on_error="skip")
+    raising = plain([base, broken], mix_transformed=[SimpleCopyPaste(p=1.0)])
+    skipping = plain([base, broken], mix_transformed=[SimpleCopyPaste(p=1.0)], on_error="skip")
     drawn = 0
     for epoch in range(10):
         try:
@@ -271,8 +349,8 @@ def test_masks_have_to_be_there(records):
     with pytest.raises(ValueError, match=r"image 105 .*image5\.jpg\) has no segmentations"):
         plain(records)
     assert len(plain(records, with_masks=False)) == 9
-    with pytest.raises(ValueError, match="copy-paste needs with_masks=True"):
-        plain(records, with_masks=False, copy_paste=SimpleCopyPaste())
+    with pytest.raises(ValueError, match="SimpleCopyPaste moves masks: it needs with_masks=True"):
+        plain(records, with_masks=False, mix_transformed=[SimpleCopyPaste()])
 
 
 @pytest.mark.real_data

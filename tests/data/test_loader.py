@@ -25,6 +25,8 @@ from instseg.data.loader import DetectionLoader
 from instseg.data.sampling import EvalSampler, TrainBatchSampler
 from instseg.data.transforms import (
     Compose,
+    MixUp,
+    Mosaic,
     PhotometricDistort,
     RandomCrop,
     RandomHorizontalFlip,
@@ -39,16 +41,14 @@ def records(tmp_path) -> list[Record]:
     return make_records(tmp_path)
 
 
-def train_loader(records, num_workers, copy_paste=None) -> DetectionLoader:
+def train_loader(records, num_workers, **mixes) -> DetectionLoader:
     chain = [
         RandomCrop(0.5, 1.0),
         ResizeShortestEdge([32, 40], 64),
         RandomHorizontalFlip(),
         PhotometricDistort(),
     ]
-    dataset = DetectionDataset(
-        records, Compose(chain), seed=4, with_masks=True, copy_paste=copy_paste
-    )
+    dataset = DetectionDataset(records, Compose(chain), seed=4, with_masks=True, **mixes)
     sampler = TrainBatchSampler([r.size for r in records], 2, seed=4)
     return DetectionLoader(dataset, sampler, num_workers=num_workers)
 
@@ -90,7 +90,13 @@ def test_a_batch_lines_up_its_samples(records):
 
 def test_epochs_do_not_depend_on_workers_or_restarts(records):
     def run(num_workers, epochs):
-        loader = train_loader(records, num_workers, SimpleCopyPaste(p=0.5))
+        loader = train_loader(
+            records,
+            num_workers,
+            mix_read=[Mosaic((40, 48), p=0.5), MixUp(p=0.5)],
+            mix_read_epochs=1,
+            mix_transformed=[SimpleCopyPaste(p=0.5)],
+        )
         return {epoch: [bits(batch) for batch in loader.epoch(epoch)] for epoch in epochs}
 
     truth = run(0, [0, 1])
@@ -145,7 +151,7 @@ def test_global_random_streams_are_left_alone(records, num_workers):
         )
 
     before = states()
-    loader = train_loader(records, num_workers, SimpleCopyPaste())
+    loader = train_loader(records, num_workers, mix_transformed=[SimpleCopyPaste()])
     for epoch in range(2):
         for _ in loader.epoch(epoch):
             assert states() == before
@@ -238,7 +244,7 @@ if __name__ == "__main__":
     # A trainer that finishes its step before it stops; its handlers come after the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stops.append(1))
-    count = len([next(epoch)])
+    count = len([next(epoch), next(epoch)])  # one of each worker: both are set up
     print("ready", flush=True)
     sys.stdin.readline()
     count += sum(1 for _ in epoch)

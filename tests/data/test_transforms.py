@@ -20,7 +20,7 @@ from instseg.data.transforms import (
     ResizeShortestEdge,
     drop_degenerate,
 )
-from instseg.data.transforms.geometric import hflip, window
+from instseg.data.transforms.moves import hflip, resize, window
 from instseg.ops import instance_rles, rle
 from instseg.structures import Instances, SparseMasks
 
@@ -144,6 +144,14 @@ def test_every_transform_moves_the_annotations_where_torchvision_moves_dense_mas
         strict=True,
     ):
         assert iou(rle.decode(code) == 1, mask.numpy() == 1) > 0.96
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_an_image_shrinks_to_one_pixel(antialias):
+    image, target = located([[0, 0, 3, 5]], size=(5, 3))
+    shrunk, moved = resize(image, target, (1, 1), antialias=antialias)
+    assert shrunk[:, 0, 0].tolist() == [2, 1, 1]  # the middle row and column
+    torch.testing.assert_close(moved.boxes, torch.tensor([[0.0, 0, 1, 1]]))
 
 
 def test_window_pads_at_the_right_and_bottom():

@@ -2,26 +2,33 @@
 
 Torchvision's own colour transforms work here as they are; `PhotometricDistort` is one of them
 (SSD's brightness, contrast, saturation, hue and channel order). What moves pixels has to be one of
-the transforms of this package, which move boxes and masks with the image.
+the transforms of this package, which move boxes and masks with the image. A `MixTransform` takes
+further images of the data set besides.
 """
 
 from torchvision.transforms.v2 import RandomPhotometricDistort as PhotometricDistort
 
+from instseg.data.transforms.color import HsvJitter
 from instseg.data.transforms.compose import Compose, drop_degenerate
 from instseg.data.transforms.copy_paste import SimpleCopyPaste
-from instseg.data.transforms.geometric import (
-    LargeScaleJitter,
-    Pair,
-    PairTransform,
-    RandomCrop,
-    RandomHorizontalFlip,
-    Resize,
-    ResizeShortestEdge,
-)
+from instseg.data.transforms.geometric import LargeScaleJitter, RandomCrop, RandomHorizontalFlip
+from instseg.data.transforms.mix import MixTransform
+from instseg.data.transforms.mixup import MixUp
+from instseg.data.transforms.mosaic import Mosaic
+from instseg.data.transforms.moves import Pair, PairTransform
+from instseg.data.transforms.resize import Letterbox, Resize, ResizeShortestEdge, letterbox_size
+from instseg.data.transforms.ssd import Expand, IoUCrop
 
 __all__ = [
     "Compose",
+    "Expand",
+    "HsvJitter",
+    "IoUCrop",
     "LargeScaleJitter",
+    "Letterbox",
+    "MixTransform",
+    "MixUp",
+    "Mosaic",
     "Pair",
     "PairTransform",
     "PhotometricDistort",
@@ -31,4 +38,5 @@ __all__ = [
     "ResizeShortestEdge",
     "SimpleCopyPaste",
     "drop_degenerate",
+    "letterbox_size",
 ]

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from instseg.data.transforms.geometric import Pair, PairTransform
+from instseg.data.transforms.moves import Pair, PairTransform
 from instseg.ops import large_boxes
 from instseg.structures.instances import Instances
 
@@ -70,8 +70,9 @@ def _refuse_foreign_geometry(transform: v2.Transform) -> None:
         if any(base.__module__ in _MOVES_PIXELS for base in type(leaf).__mro__):
             raise TypeError(
                 f"torchvision's {name} would move the image but not its boxes and masks; "
-                "use the transforms of instseg.data.transforms (Resize, ResizeShortestEdge, "
-                "RandomHorizontalFlip, RandomCrop, LargeScaleJitter) for geometry"
+                "use the transforms of instseg.data.transforms (Resize, Letterbox, "
+                "ResizeShortestEdge, RandomHorizontalFlip, RandomCrop, LargeScaleJitter, Expand, "
+                "IoUCrop) for geometry"
             )
 
 

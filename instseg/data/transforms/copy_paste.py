@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
@@ -12,13 +13,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from instseg.data.transforms.compose import drop_degenerate
-from instseg.data.transforms.geometric import Pair, random_window
+from instseg.data.transforms.mix import MixTransform, concatenate
+from instseg.data.transforms.moves import Pair, check_probability, random_window
 from instseg.ops import instance_rles, rle
 from instseg.structures.instances import Instances
 from instseg.structures.masks import RLE, Segmentation, SparseMasks
 
 
-class SimpleCopyPaste:
+class SimpleCopyPaste(MixTransform):
     """Paste a random subset of one sample's objects on another sample, where they were.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
@@ -32,26 +34,25 @@ class SimpleCopyPaste:
     as they have a pixel.
 
     Args:
-        p: probability that a sample is pasted on at all; for the caller, which then need not load
-            a donor.
+        p: probability that a sample is pasted on at all.
         blend_sigma: standard deviation in pixels of the Gaussian that softens the pasted edges;
             0 pastes hard edges, which the paper finds as good.
         min_visibility: share of an object's pixels that must stay visible, in [0, 1].
     """
 
+    needs_masks = True
+
     def __init__(
         self, p: float = 0.5, blend_sigma: float = 0.0, min_visibility: float = 0.1
     ) -> None:
-        if not (0 <= p <= 1 and 0 <= min_visibility <= 1):
-            raise ValueError(
-                f"p and min_visibility must be in [0, 1], got {p} and {min_visibility}"
-            )
+        check_probability("p", p)
+        check_probability("min_visibility", min_visibility)
         if blend_sigma < 0:
             raise ValueError(f"blend_sigma must not be negative, got {blend_sigma}")
         self.p, self.blend_sigma, self.min_visibility = p, blend_sigma, min_visibility
 
-    def __call__(self, base: Pair, donor: Pair) -> Pair:
-        """Paste objects of ``donor`` on ``base``; draws from torch's global generator.
+    def __call__(self, base: Pair, partners: Sequence[Pair]) -> Pair:
+        """Paste objects of the one partner, the donor, on ``base``.
 
         Returns:
             The pasted image, and the base's visible objects followed by the pasted ones, with
@@ -62,7 +63,7 @@ class SimpleCopyPaste:
         """
         image, target = base
         size = target.image_size
-        donor_image, donor_target = donor
+        ((donor_image, donor_target),) = partners
         if donor_target.image_size != size:
             donor_image, donor_target = random_window(donor_image, donor_target, size, fill=0)
             donor_target = drop_degenerate(donor_target)
@@ -72,7 +73,7 @@ class SimpleCopyPaste:
             return base
         cover = rle.decode(rle.merge(instance_rles(pasted)))
         visible = self._occluded(target, cover)
-        return self._blend(image, donor_image, cover), _concatenate(visible, pasted)
+        return self._blend(image, donor_image, cover), concatenate([visible, pasted])
 
     def _occluded(self, target: Instances, cover: npt.NDArray[np.uint8]) -> Instances:
         """``target`` without the pixels where ``cover`` is 1."""
@@ -116,18 +117,3 @@ def _with_codes(target: Instances, kept: list[int], codes: list[RLE]) -> Instanc
     segmentations: list[Segmentation] = [*codes]
     masks = SparseMasks(segmentations, target.image_size, target.image_size)
     return replace(target[kept], masks=masks)
-
-
-def _concatenate(first: Instances, second: Instances) -> Instances:
-    assert isinstance(first.masks, SparseMasks)
-    assert isinstance(second.masks, SparseMasks)
-    masks = replace(
-        first.masks, segmentations=first.masks.segmentations + second.masks.segmentations
-    )
-    return Instances(
-        image_size=first.image_size,
-        boxes=torch.cat([first.boxes, second.boxes]),
-        labels=torch.cat([first.labels, second.labels]),
-        masks=masks,
-        is_crowd=torch.cat([first.crowd, second.crowd]),
-    )

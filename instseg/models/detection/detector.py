@@ -19,7 +19,13 @@ class Detector(nn.Module, ABC):
         preprocess: normalises and pads the images.
         backbone: images to feature maps.
         neck: feature maps to those that the heads read.
+
+    Attributes:
+        class_layers: patterns (of `fnmatch`) of the parameters that belong to the classes, or to
+            a task that not every model of the family has, such as masks.
     """
+
+    class_layers: Sequence[str]
 
     def __init__(self, preprocess: Preprocess, backbone: Backbone, neck: nn.Module) -> None:
         super().__init__()

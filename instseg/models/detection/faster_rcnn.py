@@ -26,6 +26,8 @@ class FasterRCNN(Detector):
         box_head: proposals to detections.
     """
 
+    class_layers = ("box_head.predictor.*", "mask_head.predictor.logits.*")
+
     def __init__(
         self,
         preprocess: Preprocess,

@@ -21,10 +21,16 @@ class DenseHead(nn.Module, ABC):
     """Predicts objects at every position of its feature maps.
 
     Attributes:
+        class_layers: as `Detector.class_layers`, in the names of the head.
         score_threshold: detections with a lower score are dropped.
+        nms_threshold: IoU above which the worse of two detections of one class goes.
+        max_detections: at most this many an image.
     """
 
+    class_layers: Sequence[str]
     score_threshold: float
+    nms_threshold: float
+    max_detections: int
 
     @abstractmethod
     def loss(
@@ -52,6 +58,7 @@ class OneStageDetector(Detector):
     ) -> None:
         super().__init__(preprocess, backbone, neck)
         self.head = head
+        self.class_layers = [f"head.{pattern}" for pattern in head.class_layers]
 
     def losses(
         self, batch: ImageBatch, features: list[Tensor], targets: Sequence[Instances]

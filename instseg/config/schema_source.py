@@ -1,0 +1,103 @@
+"""The data sets of the ``data`` section: a format, and where its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from instseg.config.schema_base import NonNegativeInt, Section
+
+
+class FoldConfig(Section):
+    """A part of the images sorted by file name: position % ``folds`` == ``index`` is "val"."""
+
+    folds: Annotated[int, Field(ge=2)]
+    index: NonNegativeInt = 0
+    part: Literal["train", "val"]
+
+    @model_validator(mode="after")
+    def _index_in_range(self) -> FoldConfig:
+        if self.index >= self.folds:
+            raise ValueError(f"index must be in 0..{self.folds - 1}, got {self.index}")
+        return self
+
+
+class SourceConfig(Section):
+    """What every data set has."""
+
+    fold: FoldConfig | None = None
+    """Take only a part of the images."""
+
+
+class CocoSource(SourceConfig):
+    """A COCO JSON file."""
+
+    format: Literal["coco"]
+    annotations: Path
+    images: Path
+    """Folder that the file names in ``annotations`` are relative to."""
+
+
+class InstancePngSource(SourceConfig):
+    """A mask image for each image: pixel value = instance id, 0 = background."""
+
+    format: Literal["instance_png"]
+    images: Path
+    masks: Path
+    mask_suffix: str = ""
+    """What a mask's file name has after that of its image, such as "_mask"."""
+    category: str = "object"
+
+
+class VocSource(SourceConfig):
+    """Pascal VOC: Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt."""
+
+    format: Literal["voc"]
+    root: Path
+    split: str | None = None
+    categories: list[str] | None = None
+
+
+class YoloSource(SourceConfig):
+    """YOLO text files: normalised boxes or polygons."""
+
+    format: Literal["yolo"]
+    images: Path
+    labels: Path
+    names: Path | list[str]
+    """The class names, or a data.yaml that has them."""
+
+
+class LabelmeSource(SourceConfig):
+    """LabelMe JSON files beside their images."""
+
+    format: Literal["labelme"]
+    folder: Path
+    categories: list[str] | None = None
+
+
+class ViaSource(SourceConfig):
+    """A VGG Image Annotator project or its exported regions."""
+
+    format: Literal["via"]
+    file: Path
+    images: Path
+    attribute: str | None = None
+    """The region attribute that holds the class."""
+    category: str | None = None
+    """Or one class for all regions."""
+    categories: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_the_class(self) -> ViaSource:
+        if (self.attribute is None) == (self.category is None):
+            raise ValueError("give either attribute or category")
+        return self
+
+
+Source = Annotated[
+    CocoSource | InstancePngSource | VocSource | YoloSource | LabelmeSource | ViaSource,
+    Field(discriminator="format"),
+]
