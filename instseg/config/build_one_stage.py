@@ -141,6 +141,6 @@ def _prototypes(config: PrototypesConfig | None) -> dict[str, int] | None:
 
 def _recoloured(own: Preprocess, config: OneStageConfig) -> Preprocess:
     """With the configuration's mean and deviation in the place of the family's."""
-    mean = config.image_mean or own.mean.flatten().tolist()
-    std = config.image_std or own.std.flatten().tolist()
+    mean = config.image_mean or own.given_mean
+    std = config.image_std or own.given_std
     return Preprocess(mean, std, own.size_divisor, min_size=own.min_size, fill=own.fill)

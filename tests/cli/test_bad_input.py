@@ -118,7 +118,7 @@ def test_all_mistakes_are_told_at_once(
                 ("  mask_head: {name: fcn, channels: [16]}\n", ""),
             ],
             "",
-            ["data.copy_paste", "mask_rcnn"],
+            ["data.copy_paste", "a model that has masks"],
         ),
         (
             [

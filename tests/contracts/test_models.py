@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Literal
 
 import pytest
 import torch
@@ -17,8 +19,27 @@ from instseg.config.schema_model import (
     FcnMaskHeadConfig,
     FpnConfig,
     MaskRcnnConfig,
+    ModelConfig,
     RpnConfig,
 )
+from instseg.config.schema_one_stage import (
+    DetectNetConfig,
+    PrototypesConfig,
+    RetinaNetConfig,
+    SqueezeDetConfig,
+    SsdConfig,
+    YoloV1Config,
+    YoloV2Config,
+    YoloxConfig,
+)
+from instseg.models.backbones.vgg import SSDVGG
+from instseg.models.default_boxes import ssd300_default_boxes, ssd512_default_boxes
+from instseg.models.detection.detector import Detector
+from instseg.models.detection.one_stage import OneStageDetector
+from instseg.models.detection.ssd import SSDHead
+from instseg.models.heads.ssd import SSDPredictor
+from instseg.models.necks.ssd import SSDExtraLayers
+from instseg.models.preprocess import Preprocess
 from instseg.ops import instance_rles, rle
 from instseg.structures import Instances, RoIMasks, SparseMasks
 
@@ -49,17 +70,78 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mask_rcnn_timm": lambda: build(
         MaskRcnnConfig(name="mask_rcnn", backbone=LITE, mask_head=MASKS, **SMALL)
     ),
+    "ssd300": lambda: narrow_ssd(300),
+    "ssd512": lambda: narrow_ssd(512),
+    "ssdlite320": lambda: build(SsdConfig(name="ssd", variant="ssdlite320_mobilenet_v3_large")),
+    "ssdlite_timm": lambda: build(
+        SsdConfig(
+            name="ssd",
+            variant="ssdlite320_mobilenet_v3_large",
+            backbone=TimmConfig(name="timm", model="tf_efficientnet_lite0", strides=[16, 32]),
+        )
+    ),
+    "retinanet": lambda: build(
+        RetinaNetConfig(name="retinanet", backbone=RESNET, channels=32, depth=2)
+    ),
+    "retinanet_v2_seg": lambda: build(
+        RetinaNetConfig(
+            name="retinanet",
+            backbone=RESNET,
+            channels=32,
+            depth=2,
+            norm="group",
+            box_loss="giou",
+            masks=PrototypesConfig(number=8, channels=16, mask_size=28),
+        )
+    ),
+    "yolov1": lambda: build(YoloV1Config(name="yolov1", width=1 / 16, hidden=64)),
+    "yolov2": lambda: build(YoloV2Config(name="yolov2", width=1 / 16)),
+    "yolox_nano": lambda: build(YoloxConfig(name="yolox", input_size=64)),
+    "yolox_tiny_seg": lambda: build(
+        YoloxConfig(
+            name="yolox",
+            variant="yolox_tiny",
+            input_size=64,
+            masks=PrototypesConfig(number=8, channels=16, mask_size=28),
+            use_l1=True,
+            multi_label=True,
+        )
+    ),
+    "squeezedet": lambda: build(SqueezeDetConfig(name="squeezedet")),
+    "detectnet": lambda: build(DetectNetConfig(name="detectnet")),
 }
 
 
-def build(config: FasterRcnnConfig | MaskRcnnConfig) -> nn.Module:
+def build(config: ModelConfig) -> nn.Module:
     torch.manual_seed(0)
     return build_model(config, num_classes=NUM_CLASSES, load_backbone=False)
+
+
+def narrow_ssd(size: Literal[300, 512]) -> nn.Module:
+    """SSD with an eighth of VGG's channels."""
+    torch.manual_seed(0)
+    backbone = SSDVGG(width=8)
+    neck = SSDExtraLayers(backbone.channels, size)
+    boxes = ssd300_default_boxes() if size == 300 else ssd512_default_boxes()
+    # Untrained, most of the best boxes lie in the padding.
+    head = SSDHead(
+        boxes, SSDPredictor(neck.channels, boxes.num_boxes, NUM_CLASSES), max_candidates=10_000
+    )
+    preprocess = Preprocess(size_divisor=1, min_size=(size, size))
+    return OneStageDetector(preprocess, backbone, neck, head)
 
 
 @pytest.fixture(params=list(MODELS))
 def model(request) -> nn.Module:
     return MODELS[request.param]()
+
+
+def box_head(model: nn.Module) -> nn.Module:
+    return model.head if isinstance(model, OneStageDetector) else model.box_head
+
+
+def has_masks(model: nn.Module) -> bool:
+    return any(name.split(".")[-1] in ("mask_head", "masks") for name, _ in model.named_modules())
 
 
 def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -112,15 +194,18 @@ def test_images_without_objects_train(model, crowd):
     target = square(size, crowd=True) if crowd else Instances.empty(size, with_masks=True)
     losses = model.train()([image(*size)], [target])
     assert all(loss.isfinite() for loss in losses.values())
-    assert losses["loss_rpn_box_reg"] == 0
-    assert losses["loss_box_reg"] == 0
-    assert losses.get("loss_mask", torch.tensor(0.0)) == 0
+    of_objects = {"loss_rpn_box_reg", "loss_box_reg", "loss_l1", "loss_mask"}
+    assert all(losses[name] == 0 for name in of_objects & losses.keys())
     sum(losses.values()).backward()
+    # Else the processes of a group would wait for each other's gradients.
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 97), (31, 20), (1, 5)])
 @torch.inference_mode()
 def test_detections_keep_the_contract(model, size):
+    if isinstance(model, OneStageDetector):
+        model.head.score_threshold = 1e-6  # so that the untrained find something
     (found,) = model.eval()([image(*size)])
     assert found.image_size == size
     assert found.boxes.dtype == torch.float32
@@ -128,6 +213,7 @@ def test_detections_keep_the_contract(model, size):
     n = len(found)
     assert found.scores.shape == (n,)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert n > 0 or size[0] < 32
     if n:
         assert found.labels.min() >= 0
         assert found.labels.max() < NUM_CLASSES
@@ -135,7 +221,7 @@ def test_detections_keep_the_contract(model, size):
         assert found.boxes[:, 0::2].max() <= size[1]
         assert found.boxes[:, 1::2].max() <= size[0]
         assert ((found.boxes[:, 2:] - found.boxes[:, :2]) > 0).all()
-    if "mask_head" in dict(model.named_children()):
+    if has_masks(model):
         assert isinstance(found.masks, RoIMasks)
         assert found.masks.probs.shape == (n, 28, 28)
         codes = instance_rles(found)
@@ -156,7 +242,7 @@ def test_a_batch_of_two_sizes_gives_each_image_its_own(model):
 
 @torch.inference_mode()
 def test_nothing_found_is_an_empty_result(model):
-    model.box_head.score_threshold = 1.0
+    box_head(model).score_threshold = 1.0
     (found,) = model.eval()([image(64, 64)])
     assert len(found) == 0
     assert found.masks is None or found.masks.probs.shape[1:] == (28, 28)
@@ -181,9 +267,7 @@ def test_frozen_parts_stay_frozen(model):
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_" in k}
     model([image(64, 64)], [square((64, 64))])
     live = {k for k, v in model.state_dict().items() if k in before and not v.equal(before[k])}
-    has_live_norm = any(
-        isinstance(m, nn.BatchNorm2d) and m.training for m in model.backbone.modules()
-    )
+    has_live_norm = any(isinstance(m, nn.BatchNorm2d) and m.training for m in model.modules())
     assert bool(live) == has_live_norm
 
 
@@ -222,3 +306,48 @@ def test_uint16_is_the_same_picture(model):
         a = model.eval().preprocess([picture]).tensor
         b = model.preprocess([wide.to(torch.uint16)]).tensor
     assert torch.allclose(a, b, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_outputs_repeat_to_the_bit(model):
+    picture = [image(64, 96), image(70, 50, seed=1)]
+    first, second = model.eval()(picture), model(picture)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_training_repeats_to_the_bit(model):
+    def losses() -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        return {k: v.detach() for k, v in model([image(64, 64)], [square((64, 64))]).items()}
+
+    model.train()
+    for module in model.modules():  # running figures would differ the second time
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    first, second = losses(), losses()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_class_layers_are_those_whose_shape_follows_the_classes(request, model):
+    assert isinstance(model, Detector)
+    own = model.state_dict()
+    for pattern in model.class_layers:
+        has_part = any(fnmatchcase(key, pattern) for key in own)
+        assert has_part or "mask" in pattern or "coefficients" in pattern, pattern
+
+
+@torch.inference_mode()
+def test_features_compile_in_one_graph(model):
+    torch._dynamo.reset()
+    model.eval()
+    batch = model.preprocess([image(64, 96)]).tensor
+
+    def features(x: torch.Tensor) -> list[torch.Tensor]:
+        return list(model.neck(model.backbone(x)))
+
+    compiled = torch.compile(features, fullgraph=True, backend="eager")
+    for got, wanted in zip(compiled(batch), features(batch), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)

@@ -77,6 +77,11 @@ class DetectNetHead(DenseHead):
         self.max_candidates = max_candidates
         self.max_detections = max_detections
 
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.predictor
+
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:

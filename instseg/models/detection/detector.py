@@ -33,6 +33,11 @@ class Detector(nn.Module, ABC):
         self.backbone = backbone
         self.neck = neck
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The parts without control flow that depends on data: what compiles as one graph each."""
+        return [self.backbone, self.neck]
+
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Instances] | None = None
     ) -> dict[str, Tensor] | list[Instances]:

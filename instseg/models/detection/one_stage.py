@@ -32,6 +32,11 @@ class DenseHead(nn.Module, ABC):
     nms_threshold: float
     max_detections: int
 
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The layers of the head: no control flow that depends on data."""
+
     @abstractmethod
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
@@ -59,6 +64,11 @@ class OneStageDetector(Detector):
         super().__init__(preprocess, backbone, neck)
         self.head = head
         self.class_layers = [f"head.{pattern}" for pattern in head.class_layers]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """See `Detector.networks`."""
+        return [*super().networks, self.head.network]
 
     def losses(
         self, batch: ImageBatch, features: list[Tensor], targets: Sequence[Instances]

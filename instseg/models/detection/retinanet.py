@@ -110,6 +110,11 @@ class RetinaNetHead(DenseHead):
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
 
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.convs
+
     def forward(self, batch: ImageBatch, features: Sequence[Tensor]) -> RetinaNetOutput:
         """Run the convolutions over every level."""
         image_size = (batch.tensor.shape[-2], batch.tensor.shape[-1])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instseg.losses.ssd import multibox_losses
 from instseg.models.backbones.base import Backbone
@@ -78,6 +78,11 @@ class SSDHead(DenseHead):
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.max_candidates = max_candidates
+
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.predictor
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]

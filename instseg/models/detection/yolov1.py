@@ -61,6 +61,11 @@ class YOLOv1Head(DenseHead):
         self.max_candidates = max_candidates
         self.max_detections = max_detections
 
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.predictor
+
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:

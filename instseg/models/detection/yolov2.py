@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instseg.losses.yolov2 import RegionTargets, region_losses
 from instseg.models.backbones.darknet import Darknet19
@@ -92,6 +92,11 @@ class YOLOv2Head(DenseHead):
         self.nms_threshold = nms_threshold
         self.max_candidates = max_candidates
         self.max_detections = max_detections
+
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.predictor
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]

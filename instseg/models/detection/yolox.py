@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instseg.losses.yolox import yolox_l1_loss, yolox_losses
 from instseg.models.backbones.csp_darknet import CSPDarknet
@@ -118,6 +118,11 @@ class YOLOXHead(DenseHead):
         self.multi_label = multi_label
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
+
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.convs
 
     def forward(self, features: Sequence[Tensor]) -> YOLOXOutput:
         """What the convolutions say of the cells of all levels."""
