@@ -31,6 +31,15 @@ def real_data() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def yolox_onnx(real_data: Path) -> Path:
+    """The published YOLOX-Nano."""
+    path = real_data.parent / "weights" / "yolox_nano.onnx"
+    if not path.is_file():
+        pytest.skip(f"no weights at {path}")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

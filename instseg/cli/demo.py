@@ -14,7 +14,13 @@ from rich.console import Console
 
 from instseg.cli.common import run
 from instseg.cli.train import train
-from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
+from instseg.config.build import (
+    build_device,
+    build_evaluator,
+    build_val_loader,
+    has_masks,
+    read_val_index,
+)
 from instseg.config.composition import escape_variables
 from instseg.config.loader import load_config
 from instseg.config.schema import Config
@@ -111,11 +117,10 @@ def _draw(config: Config, rows: int = 5) -> None:
     trained = load_trained(config.output / "best.safetensors")
     predictor = Predictor(trained.model, trained.transforms, build_device(config))
     index = read_val_index(config)
+    truth = DetectionDataset(index.records, Compose([]), seed=0, with_masks=has_masks(config))
     pictures = []
     for number in _crowded(index, rows):
-        sample = DetectionDataset(index.records, Compose([]), seed=0, with_masks=True)[
-            SampleKey(epoch=0, index=number)
-        ]
+        sample = truth[SampleKey(epoch=0, index=number)]
         assert sample is not None
         image = sample.image.permute(1, 2, 0).contiguous().numpy()
         (found,) = predictor([image])

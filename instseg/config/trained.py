@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 
 from instseg.config.build_data import build_transforms
 from instseg.config.build_model import build_model
@@ -35,7 +35,7 @@ class TrainedModel:
         categories: ``id`` and ``name`` of each label, in order.
     """
 
-    model: nn.Module
+    model: Detector
     transforms: Compose
     categories: list[dict[str, Any]]
 
@@ -87,8 +87,8 @@ def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) 
         class_names: the classes of the training, in label order.
 
     Raises:
-        CheckpointError: the weights do not fit, or their classes are others and ``init.heads`` asks
-            for their layers.
+        CheckpointError: the weights do not fit; or their classes are others and ``init.heads`` asks
+            for their layers; or their batch norm is folded away.
     """
     tensors, _, categories = _read(init.weights)
     names = [c["name"] for c in categories]
@@ -97,6 +97,11 @@ def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) 
             f"{init.weights} was trained for {len(names)} classes ({_few(names)}), the data has "
             f"{len(class_names)} ({_few(class_names)}): set train.init_from.heads=false to train "
             "new class layers"
+        )
+    if _has_folded_batch_norm(tensors):
+        raise CheckpointError(
+            f"{init.weights}: its batch norm is folded into the convolutions, which is good for "
+            "predictions, but trained it would be another network: convert it again, with --images"
         )
     own = model.state_dict()
     if not init.heads:
@@ -110,6 +115,13 @@ def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) 
 
 def _is_class_layer(key: str, model: Detector) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in model.class_layers)
+
+
+def _has_folded_batch_norm(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all are the identity that `load_yolox_onnx` leaves; a new model's variance is 1."""
+    means = [v for k, v in tensors.items() if k.endswith("running_mean")]
+    variances = [v for k, v in tensors.items() if k.endswith("running_var")]
+    return not any(m.any() for m in means) and any((v != 1).any() for v in variances)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, list[dict[str, Any]]]:

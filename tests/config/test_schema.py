@@ -38,7 +38,8 @@ def test_every_configuration_of_the_repository(path: Path, monkeypatch: pytest.M
     config = load_config(path, Config)
     assert parse_config(dump_config(config), Config, source="copy") == config
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any("train_net.py" in line or "make demo" in line for line in header), "no command"
+    commands = "train_net.py", "make demo", "instseg demo"
+    assert any(command in line for command in commands for line in header), "no command"
 
 
 def test_there_are_configurations() -> None:

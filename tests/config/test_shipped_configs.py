@@ -1,4 +1,4 @@
-"""Every configuration that the project ships is valid, and its model can be built."""
+"""The model of every configuration that the project ships can be built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def _own_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ANNOTATIONS", "IMAGES", "VAL_ANNOTATIONS", "VAL_IMAGES"):
+    for name in ("ANNOTATIONS", "IMAGES"):
         monkeypatch.setenv(name, "somewhere")
 
 
@@ -28,10 +28,3 @@ def test_model_loader_and_options(path: Path) -> None:
         model = build_model(config.model, num_classes=80, load_backbone=False)
     assert sum(p.numel() for p in model.parameters()) > 100_000
     assert build_options(config).epochs == config.train.epochs
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_header_gives_the_command(path: Path) -> None:
-    name = path.relative_to(ROOT.parent).as_posix()
-    header = path.read_text().split("\n\n")[0]
-    assert "make demo" in header or name in header

@@ -177,7 +177,7 @@ def test_training_lowers_the_loss(model):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     picture, target = [image(64, 64)], [square((64, 64))]
     history = []
-    for _ in range(6):
+    for _ in range(12):
         torch.manual_seed(1)
         loss = sum(model(picture, target).values())
         optimizer.zero_grad()
@@ -185,7 +185,7 @@ def test_training_lowers_the_loss(model):
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         history.append(loss.item())
-    assert min(history[3:]) < history[0]
+    assert min(history[6:]) < history[0]
 
 
 @pytest.mark.parametrize("crowd", [False, True], ids=["empty", "only crowd"])
@@ -213,7 +213,8 @@ def test_detections_keep_the_contract(model, size):
     n = len(found)
     assert found.scores.shape == (n,)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    assert n > 0 or size[0] < 32
+    # Untrained, all may lie in what pads a small image.
+    assert n > 0 or size[0] < max(32, *model.preprocess.min_size)
     if n:
         assert found.labels.min() >= 0
         assert found.labels.max() < NUM_CLASSES

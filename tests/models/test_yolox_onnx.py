@@ -160,16 +160,8 @@ class TestNoYOLOX:
 
 
 @pytest.fixture(scope="module")
-def published(real_data: Path) -> Path:
-    path = real_data.parent / "weights" / "yolox_nano.onnx"
-    if not path.is_file():
-        pytest.skip(f"no weights at {path}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def nano(published: Path) -> nn.Module:
-    state, name = load_yolox_onnx(published)
+def nano(yolox_onnx: Path) -> nn.Module:
+    state, name = load_yolox_onnx(yolox_onnx)
     assert name == "yolox_nano"
     model = yolox_nano(80).eval()
     model.load_state_dict(state)
@@ -194,14 +186,14 @@ def photographs(real_data: Path) -> list[Tensor]:
 @pytest.mark.real_data
 class TestPublishedNano:
     @torch.inference_mode()
-    def test_raw_outputs_equal_onnxruntimes(self, published, nano, photographs):
+    def test_raw_outputs_equal_onnxruntimes(self, yolox_onnx, nano, photographs):
         """Scores to 1e-4; offsets of boxes, which reach to about 4, to 1e-4 of the largest.
 
         Of the offsets 99.9% are equal to 1e-4 too. All cannot be: onnxruntime's own are up to
         1.7e-4 away from those of the same network in float64.
         """
         onnxruntime = pytest.importorskip("onnxruntime")
-        session = onnxruntime.InferenceSession(published, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(yolox_onnx, providers=["CPUExecutionProvider"])
         for picture in photographs:
             padded = np.full((1, 3, 416, 416), 114, np.float32)
             padded[0, :, : picture.shape[1], : picture.shape[2]] = picture.flip(0).numpy()
@@ -225,9 +217,9 @@ class TestPublishedNano:
             assert torch.equal(a.labels[:3], b.labels[:3])
             assert torch.allclose(a.boxes[:3], b.boxes[:3], atol=1e-2)
 
-    def test_as_many_parameters(self, published, nano):
+    def test_as_many_parameters(self, yolox_onnx, nano):
         """The file's weights and biases; here batch norm has a factor more for each channel."""
-        stored = onnx.load(published).graph
+        stored = onnx.load(yolox_onnx).graph
         used = {i for node in stored.node if node.op_type == "Conv" for i in node.input[1:]}
         count = sum(int(np.prod(t.dims)) for t in stored.initializer if t.name in used)
         norms = [m for m in nano.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -235,8 +227,8 @@ class TestPublishedNano:
             n.num_features for n in norms
         )
 
-    def test_another_variant_is_named(self, published):
+    def test_another_variant_is_named(self, yolox_onnx):
         with pytest.raises(ValueError, match="holds yolox_nano, not yolox_s"):
-            load_yolox_onnx(published, expected="yolox_s")
+            load_yolox_onnx(yolox_onnx, expected="yolox_s")
         with pytest.raises(RuntimeError, match="size mismatch"):
-            yolox_s(80).load_state_dict(load_yolox_onnx(published)[0], strict=False)
+            yolox_s(80).load_state_dict(load_yolox_onnx(yolox_onnx)[0], strict=False)

@@ -10,6 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -39,7 +41,15 @@ class PairTransform(v2.Transform, ABC):
 def resize(
     image: tv_tensors.Image, target: Instances, size: Size, *, antialias: bool = True
 ) -> Pair:
-    """Resample to ``size`` (height, width): bilinear, by default antialiased where it shrinks."""
+    """Resample to ``size`` (height, width): bilinear, by default antialiased where it shrinks.
+
+    Without antialiasing to the bit as OpenCV's ``INTER_LINEAR``, with which others have trained.
+    """
+    if not antialias:
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        image = tv_tensors.Image(torch.from_numpy(resized).permute(2, 0, 1).contiguous())
+        return image, target.resized(size)
     if size == (1, 1):  # where torch's kernel for uint8 fails unless the channels come last
         image = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     return F.resize(image, list(size), antialias=antialias), target.resized(size)
