@@ -5,7 +5,7 @@
 * YOLOX-Nano at 416 x 416 against onnxruntime on the file its weights are from: from the normalised
   batch to raw outputs, since the file holds no more. The file takes one image: for a batch of eight
   onnxruntime is called eight times.
-* SSD300 and RetinaNet (ResNet-50-FPN, 480 x 640) against torchvision's on the same random weights:
+* SSD300 and RetinaNet (ResNet-50-FPN, 320 x 416) against torchvision's on the same random weights:
   from uint8 images to detections. RetinaNet's last layers are spread so that it finds something.
 
 instseg's models are those of `instseg.models.optimize`, plain and compiled. The floor is the
@@ -38,7 +38,7 @@ from instseg.models.foreign.yolox_onnx import load_yolox_onnx
 from instseg.models.optimize import optimize_for_inference
 
 ONNX = Path("../shared/weights/yolox_nano.onnx")
-SIZES = {"ssd300_vgg16": (300, 300), "retinanet_resnet50_fpn": (480, 640)}
+SIZES = {"ssd300_vgg16": (300, 300), "retinanet_resnet50_fpn": (320, 416)}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 Sides = dict[str, Callable[[], object]]
 
@@ -93,8 +93,7 @@ def peers(batches: list[int], rounds: int) -> Iterator[dict[str, Any]]:
                 sides: Sides = {"torchvision": runner(peer, [i / 255 for i in images], dtype)}
                 sides |= {kind: runner(own, images, dtype) for kind, own in fast.items()}
                 flops = count_flops(runner(model.eval(), images, None))
-                # Seconds a call: a few rounds of the large batches say enough.
-                few = rounds if batch == 1 else max(3, rounds // 3)
+                few = rounds if batch == 1 else max(3, rounds // 3)  # seconds a call
                 yield from compare(name, precision, batch, sides, "torchvision", flops, few)
 
 

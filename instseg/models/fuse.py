@@ -112,5 +112,5 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             names = [(n, re.sub(r"^conv(?=\d*$)", "bn", n)) for n in children]
         for first, second in names:
             norm = children.get(second)
-            if type(children[first]) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            if type(children[first]) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
                 yield parent, first, second
