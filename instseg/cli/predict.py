@@ -17,7 +17,6 @@ from instseg.config.trained import load_trained
 from instseg.data.image_io import read_image
 from instseg.evaluation.results import instances_to_results, write_results
 from instseg.inference.predictor import Predictor
-from instseg.models.optimize import optimize_for_inference
 from instseg.visualization.draw import draw_instances, save_png
 
 
@@ -46,7 +45,7 @@ def _command(args: argparse.Namespace) -> int:
     device = find_device(args.device, "--device")
     pictures = _picture_paths(paths, args.output)
     trained = load_trained(args.weights)
-    predictor = Predictor(optimize_for_inference(trained.model), trained.transforms, device)
+    predictor = Predictor(trained.model, trained.transforms, device)
     category_ids = [c["id"] for c in trained.categories]
     args.output.mkdir(parents=True, exist_ok=True)
     records, images = [], []
