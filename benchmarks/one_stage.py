@@ -1,6 +1,6 @@
 """Inference of one-stage detectors against onnxruntime and torchvision, in one process, in turn.
 
-    python -m benchmarks.one_stage [--rounds 9] [--weights ../shared/weights/yolox_nano.onnx]
+    python -m benchmarks.one_stage [--rounds 9] [--only yolox] [--weights yolox_nano.onnx]
 
 * YOLOX-Nano at 416 x 416 against onnxruntime on the file its weights are from: from the normalised
   batch to raw outputs, since the file holds no more. The file takes one image: for a batch of eight
@@ -10,7 +10,7 @@
 
 instseg's models are those of `instseg.models.optimize`, plain and compiled. The floor is the
 network's number of operations over the rate of a single 3x3 convolution of 256 channels here.
-Prints a table and writes results/one_stage.json.
+Prints a table and writes results/one_stage*.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--weights", type=Path, default=ONNX)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--only", choices=["yolox", "peers"], help="one half of the measurements")
+    parser.add_argument("--spin", action="store_true", help="let onnxruntime's threads spin")
     args = parser.parse_args()
     torch.manual_seed(0)
     rows = []
     with torch.inference_mode():
-        for row in (*yolox(args.weights, args.batches, args.rounds),
-                    *peers(args.batches, args.rounds)):  # fmt: skip
+        parts = {
+            "yolox": yolox(args.weights, args.batches, args.rounds, spin=args.spin),
+            "peers": peers(args.batches, args.rounds),
+        }
+        for row in chain(*([parts[args.only]] if args.only else parts.values())):
             rows.append(row)
             print(row, flush=True)
-    command = f"python -m benchmarks.one_stage --rounds {args.rounds}"
-    print(write("one_stage", {"command": command, "rows": rows}))
+    batches = " ".join(map(str, args.batches))
+    command = f"python -m benchmarks.one_stage --rounds {args.rounds} --batches {batches}"
+    command += f" --only {args.only}" if args.only else ""
+    command += " --spin" if args.spin else ""
+    name = "_".join(["one_stage", *([args.only] if args.only else [])])
+    print(write(name, {"command": command, "rows": rows}))
 
 
-def yolox(weights: Path, batches: list[int], rounds: int) -> Iterator[dict[str, Any]]:
+def yolox(
+    weights: Path, batches: list[int], rounds: int, *, spin: bool
+) -> Iterator[dict[str, Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    # Its threads go on spinning after a call, on the cores that the next side's call needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(weights, options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
