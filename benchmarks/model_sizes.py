@@ -19,13 +19,8 @@ from instseg.config.loader import load_config
 from instseg.config.schema import Config
 from instseg.config.schema_data import ResizeShortestEdgeConfig
 from instseg.models.detection.detector import Detector
-from instseg.models.heads.detectnet import CoverageHead
-from instseg.models.heads.squeezedet import ConvDet
-from instseg.models.heads.yolov1 import YOLOv1Predictor
-from instseg.models.heads.yolov2 import YOLOv2Predictor
+from instseg.models.detection.grid import GridHead
 
-ONE_MAP = (YOLOv1Predictor, YOLOv2Predictor, ConvDet, CoverageHead)
-"""Heads that read the last map alone."""
 CONFIGS = Path(__file__).parents[1] / "configs" / "coco"
 
 
@@ -54,7 +49,7 @@ def operations(model: Detector, size: tuple[int, int]) -> int:
     with FlopCounterMode(display=False) as counter:
         features = neck(backbone(torch.empty(1, 3, *size)))
         for network in head:
-            network(features[-1] if isinstance(network, ONE_MAP) else features)
+            network(features[-1] if isinstance(model.head, GridHead) else features)
     return int(counter.get_total_flops())
 
 

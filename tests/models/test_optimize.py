@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from instseg.models.detection.detector import Detector
+from instseg.models.detection.grid import GridHead
 from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.detection.squeezedet import squeezedet
 from instseg.models.detection.ssd import ssdlite320_mobilenet_v3_large
 from instseg.models.detection.yolox import yolox_nano
-from instseg.models.heads.squeezedet import ConvDet
 from instseg.models.optimize import optimize_for_inference
 
 MODELS = {
@@ -39,7 +39,7 @@ def outputs(model: Detector, images: list[torch.Tensor]) -> list[torch.Tensor]:
     """All that the layers of the model say."""
     backbone, neck, head = model.networks
     features = neck(backbone(model.preprocess(images).tensor))
-    said = head(features[-1] if isinstance(head, ConvDet) else features)
+    said = head(features[-1] if isinstance(model.head, GridHead) else features)
     parts = said if isinstance(said, tuple) else [said]
     return [*features, *(part for part in parts if part.numel())]  # YOLOX has no coefficients here
 

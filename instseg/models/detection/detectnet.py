@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from instseg.losses.detectnet import CoverageTargets, detectnet_losses
 from instseg.models.backbones.googlenet import GoogLeNet
 from instseg.models.detection.grid import (
+    GridHead,
     cell_corners,
     gather_objects,
     grid_size,
     in_crowd,
-    select_detections,
 )
-from instseg.models.detection.one_stage import DenseHead, OneStageDetector
+from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.heads.detectnet import CoverageHead
 from instseg.models.preprocess import Preprocess
 from instseg.structures import ImageBatch, Instances
@@ -29,7 +29,7 @@ from instseg.structures.geometry import Size
 _STRIDE = 16
 
 
-class DetectNetHead(DenseHead):
+class DetectNetHead(GridHead):
     """Every cell says how far it is covered by an object of each class, and that object's box.
 
     The coverage region of an object is its box, shrunk around its centre by ``shrink`` but not
@@ -67,20 +67,16 @@ class DetectNetHead(DenseHead):
         max_candidates: int = 1000,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
-        self.predictor = predictor
+        super().__init__(
+            predictor,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_candidates=max_candidates,
+            max_detections=max_detections,
+        )
         self.stride = stride
         self.shrink = shrink
         self.min_side = min_side
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_candidates = max_candidates
-        self.max_detections = max_detections
-
-    @property
-    def network(self) -> nn.Module:
-        """See `DenseHead.network`."""
-        return self.predictor
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
@@ -96,14 +92,10 @@ class DetectNetHead(DenseHead):
     def detect(self, batch: ImageBatch, features: Sequence[Tensor]) -> list[Instances]:
         """The detections of each image; the score is the coverage."""
         coverage, corners = self.predictor(features[-1])
-        return select_detections(
+        return self.select(
             self.decode(corners.float(), grid_size(features)),
             coverage.float().sigmoid(),
             batch.sizes,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
-            max_candidates=self.max_candidates,
-            max_detections=self.max_detections,
         )
 
     def decode(self, corners: Tensor, grid: Size) -> Tensor:

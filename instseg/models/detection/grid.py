@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from instseg.models.detection.one_stage import Candidates, keep_best
+from instseg.models.detection.one_stage import Candidates, DenseHead, keep_best
 from instseg.ops import box_ioa, clip_boxes, large_boxes
 from instseg.structures import Instances
 from instseg.structures.geometry import Size
@@ -43,6 +43,50 @@ class Objects:
     def sides(self) -> Tensor:
         """``[M, 2]``: width, height."""
         return self.boxes[:, 2:] - self.boxes[:, :2]
+
+
+class GridHead(DenseHead):
+    """A dense head that reads the last map alone.
+
+    Args:
+        predictor: its layers.
+        max_candidates: so many of the best of each image go into suppression.
+        score_threshold, nms_threshold, max_detections: see `DenseHead`.
+    """
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        *,
+        score_threshold: float,
+        nms_threshold: float,
+        max_candidates: int,
+        max_detections: int,
+    ) -> None:
+        super().__init__(
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
+        self.predictor = predictor
+        self.max_candidates = max_candidates
+
+    @property
+    def network(self) -> nn.Module:
+        """See `DenseHead.network`."""
+        return self.predictor
+
+    def select(self, boxes: Tensor, scores: Tensor, sizes: Sequence[Size]) -> list[Instances]:
+        """`select_detections` by the limits of this head."""
+        return select_detections(
+            boxes,
+            scores,
+            sizes,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            max_candidates=self.max_candidates,
+            max_detections=self.max_detections,
+        )
 
 
 def gather_objects(targets: Sequence[Instances], device: torch.device) -> Objects:

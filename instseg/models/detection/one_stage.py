@@ -20,17 +20,24 @@ from instseg.structures.geometry import Size
 class DenseHead(nn.Module, ABC):
     """Predicts objects at every position of its feature maps.
 
-    Attributes:
-        class_layers: as `Detector.class_layers`, in the names of the head.
+    Args:
         score_threshold: detections with a lower score are dropped.
         nms_threshold: IoU above which the worse of two detections of one class goes.
         max_detections: at most this many an image.
+
+    Attributes:
+        class_layers: as `Detector.class_layers`, in the names of the head.
     """
 
     class_layers: Sequence[str]
-    score_threshold: float
-    nms_threshold: float
-    max_detections: int
+
+    def __init__(
+        self, *, score_threshold: float, nms_threshold: float, max_detections: int
+    ) -> None:
+        super().__init__()
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
 
     @property
     @abstractmethod

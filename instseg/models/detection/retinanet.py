@@ -84,7 +84,11 @@ class RetinaNetHead(DenseHead):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
         if convs.num_anchors != anchors.num_anchors:
             raise ValueError(
                 f"the convolutions are for {convs.num_anchors} anchors a position, "
@@ -106,9 +110,6 @@ class RetinaNetHead(DenseHead):
         self.alpha = alpha
         self.gamma = gamma
         self.before_nms = before_nms
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_detections = max_detections
 
     @property
     def network(self) -> nn.Module:

@@ -12,6 +12,7 @@ from instseg.losses.squeezedet import AnchorTargets, squeezedet_losses
 from instseg.models.backbones.squeezenet import SqueezeNet
 from instseg.models.box_coder import BoxCoder
 from instseg.models.detection.grid import (
+    GridHead,
     Objects,
     anchor_shapes,
     cell_corners,
@@ -19,9 +20,8 @@ from instseg.models.detection.grid import (
     grid_size,
     in_crowd,
     last_of_each,
-    select_detections,
 )
-from instseg.models.detection.one_stage import DenseHead, OneStageDetector
+from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.heads.squeezedet import ConvDet
 from instseg.models.preprocess import Preprocess
 from instseg.ops import box_iou, box_iou_elementwise
@@ -43,7 +43,7 @@ KITTI_ANCHORS = (
 """Width and height in pixels of the published anchors, for images of 1248 x 384."""
 
 
-class SqueezeDetHead(DenseHead):
+class SqueezeDetHead(GridHead):
     """K anchors around the centre of every cell, each with offsets, a confidence and classes.
 
     An object belongs to the anchor that overlaps it most, and only to that (section 3.3); where two
@@ -77,23 +77,19 @@ class SqueezeDetHead(DenseHead):
         max_candidates: int = 1000,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            predictor,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_candidates=max_candidates,
+            max_detections=max_detections,
+        )
         self.register_buffer(
             "anchors", anchor_shapes(anchors, predictor.num_anchors), persistent=False
         )
-        self.predictor = predictor
         # Equations 1 and 2: x = x_a + w_a dx, w = w_a exp(dw).
         self.box_coder = BoxCoder()
         self.stride = stride
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_candidates = max_candidates
-        self.max_detections = max_detections
-
-    @property
-    def network(self) -> nn.Module:
-        """See `DenseHead.network`."""
-        return self.predictor
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
@@ -113,14 +109,10 @@ class SqueezeDetHead(DenseHead):
         raw = self.predictor(features[-1]).float()
         scores = raw[..., 4:5].sigmoid() * raw[..., 5:].softmax(dim=-1)
         best, label = scores.max(dim=-1, keepdim=True)
-        return select_detections(
+        return self.select(
             self.box_coder.decode(raw[..., :4], self.make_anchors(grid_size(features))),
             torch.zeros_like(scores).scatter(-1, label, best),
             batch.sizes,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
-            max_candidates=self.max_candidates,
-            max_detections=self.max_detections,
         )
 
     def make_anchors(self, grid: Size) -> Tensor:

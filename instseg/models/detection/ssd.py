@@ -63,7 +63,11 @@ class SSDHead(DenseHead):
         max_detections: int = 200,
         max_candidates: int = 400,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
         if default_boxes.num_boxes != predictor.num_boxes:
             raise ValueError(
                 f"the predictor has {predictor.num_boxes} boxes at a position of each map, but "
@@ -74,9 +78,6 @@ class SSDHead(DenseHead):
         self.matcher = matcher or DefaultBoxMatcher()
         self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.negative_ratio = negative_ratio
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_detections = max_detections
         self.max_candidates = max_candidates
 
     @property

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from instseg.losses.yolov1 import CellTargets, yolov1_losses
 from instseg.models.backbones.darknet import YOLOv1Backbone
 from instseg.models.detection.grid import (
+    GridHead,
     Objects,
     cell_corners,
     cells_of,
     gather_objects,
     in_crowd,
     last_of_each,
-    select_detections,
 )
-from instseg.models.detection.one_stage import DenseHead, OneStageDetector
+from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.heads.yolov1 import YOLOv1Predictor
 from instseg.models.preprocess import Preprocess
 from instseg.ops import box_iou_elementwise
@@ -26,7 +26,7 @@ from instseg.structures import ImageBatch, Instances
 from instseg.structures.geometry import Size
 
 
-class YOLOv1Head(DenseHead):
+class YOLOv1Head(GridHead):
     """K boxes with a confidence, and one set of class probabilities, for each of S x S cells.
 
     The grid spans the padded batch, whatever its size, and what the paper has relative to the image
@@ -44,6 +44,7 @@ class YOLOv1Head(DenseHead):
     """
 
     class_layers = ("predictor.output.*",)
+    predictor: YOLOv1Predictor
 
     def __init__(
         self,
@@ -54,17 +55,13 @@ class YOLOv1Head(DenseHead):
         max_candidates: int = 1000,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
-        self.predictor = predictor
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_candidates = max_candidates
-        self.max_detections = max_detections
-
-    @property
-    def network(self) -> nn.Module:
-        """See `DenseHead.network`."""
-        return self.predictor
+        super().__init__(
+            predictor,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_candidates=max_candidates,
+            max_detections=max_detections,
+        )
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
@@ -93,14 +90,10 @@ class YOLOv1Head(DenseHead):
         boxes, confidence, classes = self.predictor(features[-1])
         probabilities = classes.float().clamp(0, 1)[:, :, None]
         scores = confidence.float().clamp(0, 1)[..., None] * probabilities
-        return select_detections(
+        return self.select(
             self.decode(boxes.float(), _size(batch)).flatten(1, 2),
             scores.flatten(1, 2),
             batch.sizes,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
-            max_candidates=self.max_candidates,
-            max_detections=self.max_detections,
         )
 
     def decode(self, raw: Tensor, size: Size) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instseg.losses.yolov2 import RegionTargets, region_losses
 from instseg.models.backbones.darknet import Darknet19
 from instseg.models.detection.grid import (
     MAX_LOG_SCALE,
+    GridHead,
     Objects,
     anchor_shapes,
     cell_corners,
@@ -19,9 +20,8 @@ from instseg.models.detection.grid import (
     grid_size,
     in_crowd,
     last_of_each,
-    select_detections,
 )
-from instseg.models.detection.one_stage import DenseHead, OneStageDetector
+from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.heads.yolov2 import YOLOv2Predictor
 from instseg.models.necks.passthrough import Passthrough
 from instseg.models.preprocess import Preprocess
@@ -42,7 +42,7 @@ COCO_ANCHORS = tuple((w * _STRIDE, h * _STRIDE) for w, h in _COCO_CLUSTERS)
 """Width and height in pixels."""
 
 
-class YOLOv2Head(DenseHead):
+class YOLOv2Head(GridHead):
     """Boxes from anchors, an objectness and a softmax over the classes for each of them.
 
     An object belongs to the cell that holds its centre, and there to the anchor whose shape is
@@ -81,22 +81,18 @@ class YOLOv2Head(DenseHead):
         max_candidates: int = 1000,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            predictor,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_candidates=max_candidates,
+            max_detections=max_detections,
+        )
         self.register_buffer(
             "anchors", anchor_shapes(anchors, predictor.num_anchors), persistent=False
         )
-        self.predictor = predictor
         self.stride = stride
         self.ignore_iou = ignore_iou
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.max_candidates = max_candidates
-        self.max_detections = max_detections
-
-    @property
-    def network(self) -> nn.Module:
-        """See `DenseHead.network`."""
-        return self.predictor
 
     def loss(
         self, batch: ImageBatch, features: Sequence[Tensor], targets: Sequence[Instances]
@@ -112,14 +108,10 @@ class YOLOv2Head(DenseHead):
     def detect(self, batch: ImageBatch, features: Sequence[Tensor]) -> list[Instances]:
         """The detections of each image; the score is Pr(object) * IOU * Pr(class | object)."""
         raw = self.predictor(features[-1]).float()
-        return select_detections(
+        return self.select(
             self.decode(raw, grid_size(features)),
             raw[..., 4:5].sigmoid() * raw[..., 5:].softmax(dim=-1),
             batch.sizes,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
-            max_candidates=self.max_candidates,
-            max_detections=self.max_detections,
         )
 
     def decode(self, raw: Tensor, grid: Size) -> Tensor:

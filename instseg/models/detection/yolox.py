@@ -101,7 +101,11 @@ class YOLOXHead(DenseHead):
         nms_threshold: float = 0.65,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
         prototypes = 0 if masks is None else masks.num_prototypes
         if convs.num_coefficients != prototypes:
             raise ValueError(
@@ -114,10 +118,7 @@ class YOLOXHead(DenseHead):
         self.masks = masks
         self.use_l1 = use_l1
         self.box_weight = box_weight
-        self.score_threshold = score_threshold
         self.multi_label = multi_label
-        self.nms_threshold = nms_threshold
-        self.max_detections = max_detections
 
     @property
     def network(self) -> nn.Module:
