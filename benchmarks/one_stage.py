@@ -50,13 +50,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=ONNX)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", choices=["yolox", "peers"], help="one half of the measurements")
-    parser.add_argument("--spin", action="store_true", help="let onnxruntime's threads spin")
     args = parser.parse_args()
     torch.manual_seed(0)
     rows = []
     with torch.inference_mode():
         parts = {
-            "yolox": yolox(args.weights, args.batches, args.rounds, spin=args.spin),
+            "yolox": yolox(args.weights, args.batches, args.rounds),
             "peers": peers(args.batches, args.rounds),
         }
         for row in chain(*([parts[args.only]] if args.only else parts.values())):
@@ -65,19 +64,16 @@ def main() -> None:
     batches = " ".join(map(str, args.batches))
     command = f"python -m benchmarks.one_stage --rounds {args.rounds} --batches {batches}"
     command += f" --only {args.only}" if args.only else ""
-    command += " --spin" if args.spin else ""
     name = "_".join(["one_stage", *([args.only] if args.only else [])])
     print(write(name, {"command": command, "rows": rows}))
 
 
-def yolox(
-    weights: Path, batches: list[int], rounds: int, *, spin: bool
-) -> Iterator[dict[str, Any]]:
+def yolox(weights: Path, batches: list[int], rounds: int) -> Iterator[dict[str, Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Its threads go on spinning after a call, on the cores that the next side's call needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(weights, options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

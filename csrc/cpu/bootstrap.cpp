@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "parallel.h"
 
 namespace instseg {
@@ -117,14 +118,6 @@ class Block {
   std::array<std::vector<int32_t>, kLanes> passed_;
 };
 
-template <typename T>
-const T* data(const Tensor& tensor, ScalarType type, int64_t count, const char* what) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_contiguous() &&
-                      tensor.numel() == count,
-                  "bootstrap_precision: ", what, " has another type, layout or length");
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
 std::tuple<Tensor, Tensor> bootstrap_precision(const Tensor& found, const Tensor& ignored,
                                                const Tensor& rank, const Tensor& image,
                                                const Tensor& weights, const Tensor& objects,
@@ -132,15 +125,16 @@ std::tuple<Tensor, Tensor> bootstrap_precision(const Tensor& found, const Tensor
   STD_TORCH_CHECK(found.dim() == 2 && weights.dim() == 2,
                   "bootstrap_precision: found must be [N, T] and weights [images, B]");
   const int64_t n = found.size(0), t = found.size(1), b = weights.size(1);
+  const Arguments given("bootstrap_precision");
   const Problem problem{
-      data<bool>(found, ScalarType::Bool, n * t, "found"),
-      data<bool>(ignored, ScalarType::Bool, n * t, "ignored"),
-      data<int64_t>(rank, ScalarType::Long, n, "rank"),
-      data<int64_t>(image, ScalarType::Long, n, "image"),
-      data<int32_t>(weights, ScalarType::Int, weights.size(0) * b, "weights"),
-      data<int64_t>(objects, ScalarType::Long, b, "objects"),
-      data<double>(recalls, ScalarType::Double, recalls.numel(), "recalls"),
-      data<int64_t>(limits, ScalarType::Long, limits.numel(), "limits"),
+      given.data<bool>(found, ScalarType::Bool, n * t, "found"),
+      given.data<bool>(ignored, ScalarType::Bool, n * t, "ignored"),
+      given.data<int64_t>(rank, ScalarType::Long, n, "rank"),
+      given.data<int64_t>(image, ScalarType::Long, n, "image"),
+      given.data<int32_t>(weights, ScalarType::Int, weights.size(0) * b, "weights"),
+      given.data<int64_t>(objects, ScalarType::Long, b, "objects"),
+      given.data<double>(recalls, ScalarType::Double, recalls.numel(), "recalls"),
+      given.data<int64_t>(limits, ScalarType::Long, limits.numel(), "limits"),
       n, t, b, recalls.numel(), limits.numel()};
   for (int64_t i = 0; i < n; ++i) {
     STD_TORCH_CHECK(problem.image[i] >= 0 && problem.image[i] < weights.size(0),

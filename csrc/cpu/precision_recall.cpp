@@ -9,19 +9,13 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
+
 namespace instseg {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-template <typename T>
-const T* data(const Tensor& tensor, ScalarType type, int64_t count, const char* what) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_contiguous() &&
-                      tensor.numel() == count,
-                  "precision_recall: ", what, " has another type, layout or length");
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
 
 std::tuple<Tensor, Tensor> precision_recall(const Tensor& found, const Tensor& ignored,
                                             const Tensor& rank, const Tensor& objects,
@@ -29,12 +23,13 @@ std::tuple<Tensor, Tensor> precision_recall(const Tensor& found, const Tensor& i
   STD_TORCH_CHECK(found.dim() == 3, "precision_recall: found must be [N, T, A]");
   const int64_t n = found.size(0), t = found.size(1), a = found.size(2);
   const int64_t r = recalls.numel(), m = limits.numel();
-  const bool* hit = data<bool>(found, ScalarType::Bool, n * t * a, "found");
-  const bool* left_out = data<bool>(ignored, ScalarType::Bool, n * t * a, "ignored");
-  const int64_t* ranks = data<int64_t>(rank, ScalarType::Long, n, "rank");
-  const int64_t* wanted = data<int64_t>(objects, ScalarType::Long, a, "objects");
-  const double* at = data<double>(recalls, ScalarType::Double, r, "recalls");
-  const int64_t* most = data<int64_t>(limits, ScalarType::Long, m, "limits");
+  const Arguments given("precision_recall");
+  const bool* hit = given.data<bool>(found, ScalarType::Bool, n * t * a, "found");
+  const bool* left_out = given.data<bool>(ignored, ScalarType::Bool, n * t * a, "ignored");
+  const int64_t* ranks = given.data<int64_t>(rank, ScalarType::Long, n, "rank");
+  const int64_t* wanted = given.data<int64_t>(objects, ScalarType::Long, a, "objects");
+  const double* at = given.data<double>(recalls, ScalarType::Double, r, "recalls");
+  const int64_t* most = given.data<int64_t>(limits, ScalarType::Long, m, "limits");
 
   Tensor precision = torch::stable::empty({t, r, a, m}, ScalarType::Double);
   Tensor recall = torch::stable::empty({t, a, m}, ScalarType::Double);

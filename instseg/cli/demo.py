@@ -15,8 +15,8 @@ from rich.console import Console
 from instseg.cli.common import run
 from instseg.cli.train import train
 from instseg.config.build import (
+    build_coco_evaluator,
     build_device,
-    build_evaluator,
     build_val_loader,
     has_masks,
     read_val_index,
@@ -33,6 +33,7 @@ from instseg.data.transforms import Compose
 from instseg.engine.evaluate import evaluate
 from instseg.evaluation.report import category_table, summary_lines, write_scores
 from instseg.inference.predictor import Predictor
+from instseg.structures import Instances
 from instseg.visualization.curves import plot_curves
 from instseg.visualization.draw import draw_instances, save_png, side_by_side
 
@@ -99,7 +100,7 @@ def _evaluate(config: Config) -> str:
     scores = evaluate(
         trained.model.to(device),
         build_val_loader(config, index),
-        build_evaluator(config, index, trained.class_names),
+        build_coco_evaluator(config, index, trained.class_names),
         device=device,
         amp=config.train.amp,
     )
@@ -122,6 +123,7 @@ def _draw(config: Config, rows: int = 5) -> None:
     for number in _crowded(index, rows):
         sample = truth[SampleKey(epoch=0, index=number)]
         assert sample is not None
+        assert isinstance(sample.target, Instances)
         image = sample.image.permute(1, 2, 0).contiguous().numpy()
         (found,) = predictor([image])
         draw = partial(draw_instances, image, class_names=trained.class_names, scale=_PICTURE_SCALE)

@@ -9,9 +9,16 @@ from rich.progress import Progress
 
 from instseg.cli.common import CONSOLE
 from instseg.cli.scored import Scored
-from instseg.config.build import build_device, build_evaluator, build_val_loader, read_val_index
-from instseg.config.loader import load_config
+from instseg.config.build import (
+    build_coco_evaluator,
+    build_device,
+    build_val_loader,
+    predicts_maps,
+    read_val_index,
+)
+from instseg.config.loader import ConfigError, load_config
 from instseg.config.schema import Config
+from instseg.config.schema_semantic import Pix2PixConfig
 from instseg.config.trained import inference_config, load_trained
 from instseg.engine.distributed import own_device, process_group, rank_and_size
 from instseg.engine.evaluate import evaluate
@@ -34,9 +41,14 @@ def evaluate_model(
         ConfigError, EngineError, AnnotationError, OSError: as training and prediction do.
     """
     config = load_config(config_path, Config, overrides)
+    if predicts_maps(config) or isinstance(config.model, Pix2PixConfig):
+        raise ConfigError(
+            f"{config_path}: this model predicts no objects that COCO's metric could score: use "
+            "tools/eval_maps.py, or let it make objects with model.instances"
+        )
     trained = load_trained(weights, inference_config(config))
     index = read_val_index(config)
-    evaluator = build_evaluator(
+    evaluator = build_coco_evaluator(
         config,
         index,
         trained.class_names,

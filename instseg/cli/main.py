@@ -11,6 +11,7 @@ from instseg import __version__
 _COMMANDS = {
     "train": ("instseg.cli.train", "train a model from a configuration file"),
     "eval": ("instseg.cli.evaluate", "COCO scores of a model or a result file"),
+    "eval-maps": ("instseg.cli.eval_maps", "scores of class maps, membranes, nuclei, pictures"),
     "predict": ("instseg.cli.predict", "draw and save what a model sees in images"),
     "dataset": ("instseg.cli.dataset", "convert annotations to COCO JSON, check them"),
     "convert-weights": ("instseg.cli.convert_weights", "torchvision's checkpoints to instseg's"),

@@ -17,17 +17,12 @@ from torch import nn
 from instseg.cli.common import CONSOLE, run
 from instseg.config.build import (
     build_device,
-    build_evaluator,
     build_model,
     build_optimizer,
     build_options,
     build_schedule,
-    build_train_loader,
-    build_val_loader,
-    has_masks,
-    read_index,
-    read_val_index,
 )
+from instseg.config.build_parts import build_parts
 from instseg.config.loader import ConfigError, dump_config, load_config
 from instseg.config.schema import Config
 from instseg.config.trained import describe_weights, inference_config, load_initial
@@ -89,12 +84,8 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
     """
     check_folder(config, resume=resume)
     options = build_options(config)
-    train_index = read_index(config.data.train, need_masks=has_masks(config))
-    val_index = read_val_index(config)
-    names = train_index.class_names
-    evaluator = build_evaluator(config, val_index, names)
-    train_loader = build_train_loader(config, train_index)
-    val_loader = build_val_loader(config, val_index)
+    parts = build_parts(config)
+    names = [category["name"] for category in parts.categories]
 
     # Seeded before the model is made, so that its random weights are a function of the seed too.
     seed_everything(config.train.seed)
@@ -103,17 +94,13 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
     if config.train.init_from is not None:
         load_initial(model, config.train.init_from, names)
     optimizer = build_optimizer(config, model)
-    _logger.info(
-        "%d training images, %d validation images, %d classes, on %s",
-        len(train_index.records),
-        len(val_index.records),
-        len(names),
-        device,
-    )
+    _logger.info("%s, on %s", parts.summary, device)
     _logger.info("%s", describe_groups(optimizer))
 
     def score(model: nn.Module) -> dict[str, dict[str, float]]:
-        scores = evaluate(model, val_loader, evaluator, device=device, amp=config.train.amp)
+        scores = evaluate(
+            model, parts.val_loader, parts.evaluator, device=device, amp=config.train.amp
+        )
         return {kind: dict(result.stats) for kind, result in scores.items()}
 
     describe_run(config)
@@ -121,8 +108,8 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
     trainer = Trainer(
         model,
         optimizer,
-        build_schedule(config, len(train_loader)),
-        train_loader,
+        build_schedule(config, len(parts.train_loader)),
+        parts.train_loader,
         options=options,
         run_dir=run_dir,
         evaluate=score,
@@ -131,7 +118,7 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
             CsvLogger(run_dir / "metrics.csv"),
             TensorBoardLogger(run_dir / "tensorboard"),
         ],
-        weights_metadata=describe_weights(inference_config(config), train_index.categories),
+        weights_metadata=describe_weights(inference_config(config), parts.categories),
         progress=make_progress(CONSOLE),
     )
     return trainer.run(resume=resume)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from torch import Tensor
 from torchvision.models import get_model_weights
 
 from instseg.config.loader import ConfigError
@@ -15,19 +18,35 @@ from instseg.models.backbones import Backbone, ResNet, TimmBackbone
 _logger = logging.getLogger(__name__)
 
 
-def build_backbone(config: BackboneConfig, load: bool, in_channels: int) -> Backbone:
+class Classifier(Protocol):
+    """What can take over the weights of a classification network."""
+
+    def load_classifier(self, state_dict: Mapping[str, Tensor]) -> None:
+        """See `Backbone.load_classifier`."""
+
+
+def build_backbone(
+    config: BackboneConfig, load: bool, in_channels: int, *, strides: Sequence[int] | None = None
+) -> Backbone:
     """The backbone of a section.
 
     Args:
         config: which, and where its weights are.
         load: give it these weights.
         in_channels: channels of the images.
+        strides: of the maps that are wanted; None for those of the section, or 4 to 32.
 
     Raises:
         ConfigError: timm is missing or does not know the model, or weights do not fit.
     """
     if isinstance(config, ResNetConfig):
-        resnet = ResNet(config.depth, norm=config.norm, freeze_at=config.freeze_at)
+        resnet = ResNet(
+            config.depth,
+            norm=config.norm,
+            freeze_at=config.freeze_at,
+            strides=strides or (4, 8, 16, 32),
+            in_channels=in_channels,
+        )
         if load and config.weights is not None:
             load_classifier(resnet, config.weights, f"resnet{config.depth}", "model.backbone")
         return resnet
@@ -35,7 +54,7 @@ def build_backbone(config: BackboneConfig, load: bool, in_channels: int) -> Back
         timm = TimmBackbone(
             config.model,
             norm=config.norm,
-            strides=config.strides,
+            strides=strides or config.strides,
             in_channels=in_channels,
             pretrained=load and config.weights == "timm",
         )
@@ -46,11 +65,11 @@ def build_backbone(config: BackboneConfig, load: bool, in_channels: int) -> Back
     return timm
 
 
-def load_classifier(backbone: Backbone, weights: Path | str, name: str, section: str) -> None:
-    """Give a backbone the weights of a classifier.
+def load_classifier(network: Classifier, weights: Path | str, name: str, section: str) -> None:
+    """Give a network the weights of a classifier.
 
     Args:
-        backbone: of the same architecture.
+        network: with a part of the same architecture.
         weights: a file, or "torchvision" to download those of its model ``name``.
         name: torchvision's name of the classifier.
         section: of the configuration, for messages.
@@ -65,6 +84,6 @@ def load_classifier(backbone: Backbone, weights: Path | str, name: str, section:
         _logger.info("downloading %s, if it is not in torch's cache", published)
         tensors = dict(published.get_state_dict(progress=True, check_hash=True))
     try:
-        backbone.load_classifier(tensors)
+        network.load_classifier(tensors)
     except ValueError as error:
         raise ConfigError(f"{section}.weights: {weights}: {error}") from None

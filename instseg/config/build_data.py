@@ -7,37 +7,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from instseg.config.loader import ConfigError
 from instseg.config.schema_data import (
     DataConfig,
+    ElasticConfig,
     ExpandConfig,
     HorizontalFlipConfig,
     HsvJitterConfig,
+    IntensityJitterConfig,
     IoUCropConfig,
     LargeScaleJitterConfig,
     LetterboxConfig,
     PhotometricDistortConfig,
     RandomCropConfig,
+    RandomWindowConfig,
     ResizeConfig,
     ResizeShortestEdgeConfig,
+    Rotation90Config,
     TransformConfig,
+    VerticalFlipConfig,
 )
 from instseg.config.schema_source import (
     CocoSource,
+    ImagePairsSource,
     InstancePngSource,
     LabelmeSource,
+    SemanticPngSource,
     Source,
     ViaSource,
     VocSource,
     YoloSource,
 )
 from instseg.data.coco import load_coco
-from instseg.data.folds import take_fold
-from instseg.data.formats import instance_png, labelme, via, voc, yolo
+from instseg.data.folds import take_fold, take_names
+from instseg.data.formats import instance_png, labelme, semantic_png, via, voc, yolo
+from instseg.data.formats.common import FormatError
+from instseg.data.image_pairs import ImagePair, find_pairs
 from instseg.data.index import CocoIndex, build_index
 from instseg.data.transforms import (
     Compose,
+    ElasticDeformation,
     Expand,
     HsvJitter,
+    IntensityJitter,
     IoUCrop,
     LargeScaleJitter,
     Letterbox,
@@ -47,12 +59,27 @@ from instseg.data.transforms import (
     PhotometricDistort,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomRotation90,
+    RandomVerticalFlip,
+    RandomWindow,
     Resize,
     ResizeShortestEdge,
     SimpleCopyPaste,
 )
 
 _logger = logging.getLogger(__name__)
+
+
+def read_pairs(source: Source) -> list[ImagePair]:
+    """Read a data set of pairs of pictures.
+
+    Raises:
+        ConfigError: it is another one.
+        FormatError, ImageError: the files cannot be used; see their messages.
+    """
+    if not isinstance(source, ImagePairsSource):
+        raise ConfigError(f"data: the model pix2pix needs format image_pairs, not {source.format}")
+    return find_pairs(source.folder, swap=source.swap)
 
 
 def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
@@ -62,6 +89,11 @@ def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
         AnnotationError, FormatError, OSError: the files cannot be used; see their messages.
     """
     coco, root, name = _read(source)
+    assert not isinstance(source, ImagePairsSource)  # `_read` refuses it
+    if source.include is not None or source.exclude is not None:
+        coco = take_names(coco, include=source.include, exclude=source.exclude or [])
+        if not coco["images"]:
+            raise ConfigError(f"{name}: no image is left by include and exclude")
     if source.fold is not None:
         fold = source.fold
         coco = take_fold(coco, folds=fold.folds, index=fold.index, part=fold.part)
@@ -87,6 +119,22 @@ def _read(source: Source) -> tuple[dict[str, Any], Path, str]:
                 mask_suffix=source.mask_suffix,
             )
             return coco, source.images, str(source.masks)
+        case SemanticPngSource():
+            try:
+                coco = semantic_png.read(
+                    source.images,
+                    source.masks,
+                    classes=source.classes,
+                    background=source.background,
+                    ignore=source.ignore,
+                    mask_suffix=source.mask_suffix,
+                    category=source.category,
+                )
+            except FormatError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"{source.masks}: {error}") from None
+            return coco, semantic_png.image_root(source.images), str(source.masks)
         case VocSource():
             coco = voc.read(source.root, split=source.split, categories=source.categories)
             return coco, source.root / "JPEGImages", str(source.root)
@@ -105,6 +153,11 @@ def _read(source: Source) -> tuple[dict[str, Any], Path, str]:
                 categories=source.categories,
             )
             return coco, source.images, str(source.file)
+        case ImagePairsSource():
+            raise ConfigError(
+                f"data: format image_pairs ({source.folder}) has no objects: it is for the model "
+                "pix2pix"
+            )
         case _:
             assert_never(source)
 
@@ -144,6 +197,22 @@ def _transform(section: TransformConfig) -> Any:
             return PhotometricDistort(p=section.p)
         case HsvJitterConfig():
             return HsvJitter(section.hue, section.saturation, section.value)
+        case VerticalFlipConfig():
+            return RandomVerticalFlip(section.p)
+        case Rotation90Config():
+            return RandomRotation90(section.p)
+        case RandomWindowConfig():
+            return RandomWindow((section.height, section.width))
+        case ElasticConfig():
+            return ElasticDeformation(
+                section.sigma,
+                section.grid,
+                rotation=section.rotation,
+                scale=(section.min_scale, section.max_scale),
+                p=section.p,
+            )
+        case IntensityJitterConfig():
+            return IntensityJitter(section.brightness, section.contrast, section.gamma, section.p)
         case _:
             assert_never(section)
 

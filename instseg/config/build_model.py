@@ -6,20 +6,23 @@ from torch import nn
 
 from instseg.config.build_backbone import build_backbone
 from instseg.config.build_one_stage import build_one_stage
+from instseg.config.build_semantic import build_semantic
 from instseg.config.loader import ConfigError
 from instseg.config.schema_model import (
     BoxBodyConfig,
     FcBodyConfig,
-    FcnMaskHeadConfig,
+    MaskHeadConfig,
     MaskRcnnConfig,
     ModelConfig,
     RcnnConfig,
+    UNetMaskHeadConfig,
 )
+from instseg.config.schema_semantic import Pix2PixConfig, SemanticConfig
 from instseg.models.anchors import AnchorGenerator
 from instseg.models.detection import FasterRCNN, MaskRCNN
 from instseg.models.detection.detector import Detector
 from instseg.models.detection.roi_boxes import RoIBoxHead
-from instseg.models.detection.roi_masks import RoIMaskHead
+from instseg.models.detection.roi_masks import RoIMaskHead, unet_mask_head
 from instseg.models.detection.rpn import ProposalLimits, RegionProposalNetwork
 from instseg.models.heads import (
     BoxPredictor,
@@ -33,10 +36,14 @@ from instseg.models.layers import Norm
 from instseg.models.matcher import Matcher, Sampler
 from instseg.models.necks import FPN
 from instseg.models.preprocess import Preprocess
+from instseg.models.semantic.pix2pix import Pix2Pix, pix2pix
+from instseg.models.semantic.segmenter import SemanticSegmenter
 from instseg.ops import MultiscaleRoIAlign
 
+Model = Detector | SemanticSegmenter | Pix2Pix
 
-def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = True) -> Detector:
+
+def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = True) -> Model:
     """The model of a configuration.
 
     Args:
@@ -48,6 +55,15 @@ def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = 
     Raises:
         ConfigError: parts that do not fit together, or weights that do not fit the backbone.
     """
+    if isinstance(config, Pix2PixConfig):
+        return pix2pix(
+            depth=config.depth,
+            width=config.width,
+            discriminator_width=config.width,
+            l1_weight=config.l1_weight,
+        )
+    if isinstance(config, SemanticConfig):
+        return build_semantic(config, num_classes=num_classes, load_backbone=load_backbone)
     if not isinstance(config, RcnnConfig):
         return build_one_stage(config, num_classes=num_classes, load_backbone=load_backbone)
     backbone = build_backbone(config.backbone, load_backbone, len(config.image_mean))
@@ -115,14 +131,28 @@ def _box_body(config: BoxBodyConfig, channels: int, size: int) -> FCBoxBody | Co
     )
 
 
-def _mask_head(
-    config: FcnMaskHeadConfig, neck: FPN, num_classes: int, aligned: bool
-) -> RoIMaskHead:
+def _mask_head(config: MaskHeadConfig, neck: FPN, num_classes: int, aligned: bool) -> RoIMaskHead:
+    if isinstance(config, UNetMaskHeadConfig):
+        return unet_mask_head(
+            neck.channels,
+            neck.strides[:-1],
+            num_classes,
+            depth=config.depth,
+            resolution=config.resolution,
+            channels=config.channels,
+            class_agnostic=config.class_agnostic,
+            norm=_norm(config.norm),
+            aligned=aligned,
+            bce=config.losses.bce,
+            dice=config.losses.dice,
+        )
     body = FCNMaskBody(neck.channels, config.channels, norm=_norm(config.norm))
     return RoIMaskHead(
         _pooler(neck, config.pooled_size, aligned),
         body,
         MaskPredictor(body.channels, num_classes, body.channels),
+        bce=config.losses.bce,
+        dice=config.losses.dice,
     )
 
 
@@ -132,4 +162,8 @@ def _pooler(neck: FPN, size: int, aligned: bool) -> MultiscaleRoIAlign:
 
 
 def _norm(name: str | None) -> Norm | None:
-    return nn.BatchNorm2d if name == "batch" else None
+    return {"batch": nn.BatchNorm2d, "group": _groups_of_eight, None: None}[name]
+
+
+def _groups_of_eight(channels: int) -> nn.Module:
+    return nn.GroupNorm(max(1, channels // 8), channels)

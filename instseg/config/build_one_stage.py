@@ -46,8 +46,8 @@ def build_one_stage(
 ) -> OneStageDetector:
     """See `instseg.config.build_model.build_model`."""
     model = _model(config, num_classes, load_backbone)
-    for name in ("score_threshold", "nms_threshold", "max_detections", "multi_label"):
-        if (value := getattr(config, name, None)) is not None:
+    for name in ("score_threshold", "nms_threshold", "max_detections"):
+        if (value := getattr(config, name)) is not None:
             setattr(model.head, name, value)
     model.preprocess = _recoloured(model.preprocess, config)
     return model
@@ -66,6 +66,7 @@ def _model(config: OneStageModels, num_classes: int, load: bool) -> OneStageDete
                 input_size=config.input_size,
                 masks=_prototypes(config.masks),
                 use_l1=config.use_l1,
+                multi_label=config.multi_label,
             )
         case YoloV1Config():
             return yolov1(num_classes, width=config.width, hidden=config.hidden)
@@ -140,7 +141,13 @@ def _prototypes(config: PrototypesConfig | None) -> dict[str, int] | None:
 
 
 def _recoloured(own: Preprocess, config: OneStageConfig) -> Preprocess:
-    """With the configuration's mean and deviation in the place of the family's."""
-    mean = config.image_mean or own.given_mean
-    std = config.image_std or own.given_std
-    return Preprocess(mean, std, own.size_divisor, min_size=own.min_size, fill=own.fill)
+    """With the configuration's mean and deviation in the place of the family's, if it has them."""
+    if config.image_mean is None or config.image_std is None:
+        return own
+    return Preprocess(
+        config.image_mean,
+        config.image_std,
+        own.size_divisor,
+        min_size=own.min_size,
+        fill=own.fill,
+    )

@@ -116,6 +116,11 @@ class EvaluationConfig(Section):
     """null for boxes, and masks if the model predicts them."""
     backend: Literal["instseg", "hotcoco", "pycocotools"] = "instseg"
     """Who computes the figures; all agree. "instseg" keeps no masks in memory meanwhile."""
+    maps: Annotated[list[Literal["semantic", "em", "threshold"]], Field(min_length=1)] = [
+        "semantic"
+    ]
+    """What is measured of class maps: accuracy and overlap of the classes, the Rand and
+    information scores of membranes, figures over the threshold."""
 
 
 class InferenceConfig(Section):
@@ -124,6 +129,16 @@ class InferenceConfig(Section):
     model: ModelConfig
     transforms: list[ResizeTransformConfig] = []
     """What is done to an image before the model sees it."""
+
+    @model_validator(mode="after")
+    def _nothing_is_drawn(self) -> InferenceConfig:
+        for transform in self.transforms:
+            if transform.sizes is not None and len(transform.sizes) > 1:
+                raise ValueError(
+                    f"transforms: {transform.name} would draw one of its sizes for each image; "
+                    f"give one size, not {transform.sizes}"
+                )
+        return self
 
 
 class Config(Section):
@@ -138,10 +153,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        colours = self.model.image_mean, self.model.image_std
-        if any(values is not None and len(values) != 3 for values in colours):
+        colours, channels = (self.model.image_mean, self.model.image_std), self.model.image_channels
+        if any(values is not None and len(values) != channels for values in colours):
             raise ValueError(
-                "model.image_mean and model.image_std need three values each: images are RGB"
+                "model.image_mean and model.image_std need a value for each of the images' "
+                f"{channels} channels"
             )
         if self.data.copy_paste is not None and not self.model.predicts_masks:
             raise ValueError(

@@ -16,3 +16,17 @@ class Section(BaseModel):
     """A mapping of the configuration: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RgbModel(Section):
+    """A model of RGB images with 8 bits a channel."""
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images."""
+        return 3
+
+    @property
+    def image_bits(self) -> int:
+        """Of each channel."""
+        return 8

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from instseg.config.schema_base import NonNegativeInt, Probability, Section
+from instseg.config.schema_base import NonNegativeFloat, NonNegativeInt, Probability, Section
 from instseg.config.schema_source import Source
 
 
@@ -129,6 +129,59 @@ class HsvJitterConfig(Section):
     value: Annotated[int, Field(ge=0, le=255)] = 30
 
 
+class VerticalFlipConfig(Section):
+    """Mirror top and bottom."""
+
+    name: Literal["vertical_flip"]
+    p: Probability = 0.5
+
+
+class Rotation90Config(Section):
+    """Turn by a quarter, a half or three quarters."""
+
+    name: Literal["rotation90"]
+    p: Probability = 0.75
+
+
+class RandomWindowConfig(Section):
+    """A window of ``height`` x ``width`` anywhere; a smaller image is mirrored at its borders."""
+
+    name: Literal["random_window"]
+    height: PositiveInt
+    width: PositiveInt
+
+
+class ElasticConfig(Section):
+    """U-Net's smooth deformation, with rotation and scaling in the same resampling."""
+
+    name: Literal["elastic"]
+    p: Probability = 1.0
+    sigma: NonNegativeFloat = 10.0
+    """Standard deviation of the grid's displacements, in pixels."""
+    grid: Annotated[int, Field(ge=2)] = 3
+    """Nodes along each side."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Greatest angle in degrees."""
+    min_scale: PositiveFloat = 1.0
+    max_scale: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> ElasticConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is over max_scale {self.max_scale}")
+        return self
+
+
+class IntensityJitterConfig(Section):
+    """Brightness, contrast and gamma of images of any channels and depth."""
+
+    name: Literal["intensity_jitter"]
+    p: Probability = 1.0
+    brightness: Probability = 0.1
+    contrast: Probability = 0.2
+    gamma: NonNegativeFloat = 0.2
+
+
 TransformConfig = Annotated[
     ResizeShortestEdgeConfig
     | ResizeConfig
@@ -139,7 +192,12 @@ TransformConfig = Annotated[
     | ExpandConfig
     | IoUCropConfig
     | PhotometricDistortConfig
-    | HsvJitterConfig,
+    | HsvJitterConfig
+    | VerticalFlipConfig
+    | Rotation90Config
+    | RandomWindowConfig
+    | ElasticConfig
+    | IntensityJitterConfig,
     Field(discriminator="name"),
 ]
 
@@ -180,6 +238,29 @@ class MixUpConfig(_ScaledConfig):
     """Objects of the second image of which less of the box is left are removed."""
 
 
+class WeightMapConfig(Section):
+    """U-Net's weights of the pixels (equation 2): class balance, and gaps between cells."""
+
+    w0: NonNegativeFloat = 10.0
+    sigma: PositiveFloat = 5.0
+    """Pixels."""
+    class_weights: list[PositiveFloat] | None = None
+    """One a class; null balances the classes of each image."""
+    max_class_weight: Annotated[float, Field(ge=1)] = 10.0
+
+
+class TargetsConfig(Section):
+    """How objects become the maps that a semantic network learns."""
+
+    border_width: PositiveInt = 2
+    """Pixels; of ``classes: border``."""
+    separate_touching: bool = False
+    """Keep a line of background between objects that touch, as U-Net does."""
+    cells: Literal["instances", "components"] = "instances"
+    """What the weight map keeps apart: the objects, or the connected parts of their class."""
+    weight_map: WeightMapConfig | None = None
+
+
 class DataConfig(Section):
     """Where samples come from and how they are prepared."""
 
@@ -193,6 +274,7 @@ class DataConfig(Section):
     mixup: MixUpConfig | None = None
     plain_epochs: NonNegativeInt = 0
     """Epochs at the end of the training without mosaic and mixup."""
+    targets: TargetsConfig = TargetsConfig()
     batch_size: PositiveInt = 4
     val_batch_size: PositiveInt = 4
     workers: NonNegativeInt = 2

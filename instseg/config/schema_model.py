@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from instseg.config.schema_backbone import BackboneConfig
-from instseg.config.schema_base import Probability, Section
+from instseg.config.schema_base import NonNegativeFloat, Probability, RgbModel, Section
 from instseg.config.schema_one_stage import OneStageModels
+from instseg.config.schema_semantic import Pix2PixConfig, SemanticConfig
 
 
 class FpnConfig(Section):
@@ -93,6 +94,19 @@ class BoxHeadConfig(Section):
     max_detections: PositiveInt = 100
 
 
+class MaskLossesConfig(Section):
+    """Weights of the losses of masks."""
+
+    bce: NonNegativeFloat = 1.0
+    dice: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> MaskLossesConfig:
+        if self.bce == self.dice == 0:
+            raise ValueError("bce and dice are both 0: masks would learn nothing")
+        return self
+
+
 class FcnMaskHeadConfig(Section):
     """Convolutions and one transposed convolution."""
 
@@ -100,9 +114,38 @@ class FcnMaskHeadConfig(Section):
     channels: list[PositiveInt] = [256, 256, 256, 256]
     pooled_size: PositiveInt = 14
     norm: Literal["batch"] | None = None
+    losses: MaskLossesConfig = MaskLossesConfig()
 
 
-class RcnnConfig(Section):
+class UNetMaskHeadConfig(Section):
+    """A U-Net on the features of each box, with a skip from finer ones."""
+
+    name: Literal["unet"]
+    depth: Literal[2, 3] = 2
+    """Poolings; the features are cut out at a side of 7 * 2 ** depth."""
+    resolution: Literal[56, 112] = 56
+    """Side of the masks."""
+    channels: PositiveInt = 256
+    """At the coarsest level; half as many at each finer one."""
+    class_agnostic: bool = False
+    """One mask for a box in place of one for each class."""
+    norm: Literal["batch", "group"] | None = None
+    losses: MaskLossesConfig = MaskLossesConfig(bce=1.0, dice=1.0)
+
+    @model_validator(mode="after")
+    def _channels_halve(self) -> UNetMaskHeadConfig:
+        if self.channels % (self.resolution // 7):
+            raise ValueError(
+                f"channels must be a multiple of resolution / 7 = {self.resolution // 7}, "
+                f"got {self.channels}"
+            )
+        return self
+
+
+MaskHeadConfig = Annotated[FcnMaskHeadConfig | UNetMaskHeadConfig, Field(discriminator="name")]
+
+
+class RcnnConfig(RgbModel):
     """What Faster and Mask R-CNN share."""
 
     backbone: BackboneConfig
@@ -132,7 +175,7 @@ class MaskRcnnConfig(RcnnConfig):
     """Boxes and masks."""
 
     name: Literal["mask_rcnn"]
-    mask_head: FcnMaskHeadConfig = FcnMaskHeadConfig(name="fcn")
+    mask_head: MaskHeadConfig = FcnMaskHeadConfig(name="fcn")
 
     @property
     def predicts_masks(self) -> bool:
@@ -141,5 +184,6 @@ class MaskRcnnConfig(RcnnConfig):
 
 
 ModelConfig = Annotated[
-    FasterRcnnConfig | MaskRcnnConfig | OneStageModels, Field(discriminator="name")
+    FasterRcnnConfig | MaskRcnnConfig | OneStageModels | SemanticConfig | Pix2PixConfig,
+    Field(discriminator="name"),
 ]

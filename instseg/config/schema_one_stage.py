@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from instseg.config.schema_backbone import BackboneConfig, TimmConfig
-from instseg.config.schema_base import Probability, Section
+from instseg.config.schema_base import Probability, RgbModel, Section
 
 Shape = tuple[PositiveFloat, PositiveFloat]
 """Width and height in pixels."""
 
 
-class OneStageConfig(Section):
+class OneStageConfig(RgbModel):
     """What all of them have; null stands for the family's own value."""
 
     image_mean: list[float] | None = None
-    """On the 0..1 scale, as the backbone's weights were trained."""
+    """On the 0..1 scale, as the backbone's weights were trained; given with image_std or not."""
     image_std: list[PositiveFloat] | None = None
     score_threshold: Probability | None = None
     nms_threshold: Probability | None = None
@@ -28,6 +28,16 @@ class OneStageConfig(Section):
     def predicts_masks(self) -> bool:
         """Whether detections have masks."""
         return False
+
+    @model_validator(mode="after")
+    def _mean_and_deviation(self) -> OneStageConfig:
+        if (self.image_mean is None) != (self.image_std is None):
+            given, other = ("mean", "std") if self.image_std is None else ("std", "mean")
+            raise ValueError(
+                f"image_{given} is set without image_{other}: give both, or neither for the "
+                f"model's own"
+            )
+        return self
 
 
 class PrototypesConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from instseg.config.schema_base import NonNegativeInt, Section
 
@@ -27,8 +27,12 @@ class FoldConfig(Section):
 class SourceConfig(Section):
     """What every data set has."""
 
+    include: Annotated[list[str], Field(min_length=1)] | None = None
+    """Take only images whose file name matches one of these patterns, such as "night/*.png"."""
+    exclude: Annotated[list[str], Field(min_length=1)] | None = None
+    """Leave out images whose file name matches one of these."""
     fold: FoldConfig | None = None
-    """Take only a part of the images."""
+    """Take only a part of the images, of those that are left."""
 
 
 class CocoSource(SourceConfig):
@@ -49,6 +53,26 @@ class InstancePngSource(SourceConfig):
     mask_suffix: str = ""
     """What a mask's file name has after that of its image, such as "_mask"."""
     category: str = "object"
+
+
+Value = NonNegativeInt | tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+
+
+class SemanticPngSource(SourceConfig):
+    """A mask image for each image: pixel value, or colour, = class. Folders, or two stacks."""
+
+    format: Literal["semantic_png"]
+    images: Path
+    masks: Path
+    mask_suffix: str = ""
+    classes: dict[str, Value] | None = None
+    """Value or [r, g, b] of each class; null detects masks of 0 and 1, or 0 and 255."""
+    background: Value | None = None
+    """null for 0, where that is no class."""
+    ignore: Value | None = None
+    """null for 255, where that has no other meaning."""
+    category: str = "foreground"
+    """Name of the class of detected masks."""
 
 
 class VocSource(SourceConfig):
@@ -97,7 +121,38 @@ class ViaSource(SourceConfig):
         return self
 
 
+class JitterConfig(Section):
+    """pix2pix's augmentation: resize to a square, crop at random, mirror every second time."""
+
+    resize: PositiveInt = 286
+    crop: PositiveInt = 256
+    mirror: bool = True
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> JitterConfig:
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is over resize {self.resize}")
+        return self
+
+
+class ImagePairsSource(Section):
+    """Pairs of pictures: folders ``inputs`` and ``targets``, or pictures side by side."""
+
+    format: Literal["image_pairs"]
+    folder: Path
+    swap: bool = False
+    """Learn inputs from targets."""
+    jitter: JitterConfig | None = None
+
+
 Source = Annotated[
-    CocoSource | InstancePngSource | VocSource | YoloSource | LabelmeSource | ViaSource,
+    CocoSource
+    | InstancePngSource
+    | SemanticPngSource
+    | VocSource
+    | YoloSource
+    | LabelmeSource
+    | ViaSource
+    | ImagePairsSource,
     Field(discriminator="format"),
 ]

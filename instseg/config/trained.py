@@ -14,13 +14,12 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from instseg.config.build_data import build_transforms
-from instseg.config.build_model import build_model
+from instseg.config.build_model import Model, build_model
 from instseg.config.loader import dump_config, parse_config
 from instseg.config.schema import Config, InferenceConfig, InitConfig
 from instseg.data.transforms import Compose
 from instseg.engine.errors import CheckpointError
 from instseg.engine.weights import METADATA_KEY, load_weights
-from instseg.models.detection.detector import Detector
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class TrainedModel:
         categories: ``id`` and ``name`` of each label, in order.
     """
 
-    model: Detector
+    model: Model
     transforms: Compose
     categories: list[dict[str, Any]]
 
@@ -78,7 +77,7 @@ def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedMo
     return TrainedModel(model.eval(), build_transforms(config.transforms), categories)
 
 
-def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) -> None:
+def load_initial(model: Model, init: InitConfig, class_names: Sequence[str]) -> None:
     """Start a training from a weights file.
 
     Args:
@@ -113,7 +112,7 @@ def load_initial(model: Detector, init: InitConfig, class_names: Sequence[str]) 
     model.load_state_dict(tensors)
 
 
-def _is_class_layer(key: str, model: Detector) -> bool:
+def _is_class_layer(key: str, model: Model) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in model.class_layers)
 
 

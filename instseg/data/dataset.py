@@ -19,10 +19,15 @@ from instseg.data.index import Record
 from instseg.data.sampling import SampleKey, sample_seed
 from instseg.data.transforms import Compose, MixTransform, Pair
 from instseg.structures.geometry import Size
+from instseg.structures.image_target import ImageTarget
 from instseg.structures.instances import Instances
 from instseg.structures.masks import SparseMasks
+from instseg.structures.semantic_map import SemanticMap
 
 _logger = logging.getLogger(__name__)
+
+Target = Instances | SemanticMap | ImageTarget
+"""What is known of an image: its objects, the classes of its pixels, or another picture."""
 
 
 @dataclass(eq=False)
@@ -30,15 +35,16 @@ class Sample:
     """One transformed image and its objects.
 
     Args:
-        image: ``uint8 [3, H, W]``, RGB.
-        target: the objects, ``image_size == (H, W)``; masks are `SparseMasks` or None.
+        image: ``uint8 [C, H, W]``, RGB as a rule; ``uint16 [C, H, W]`` where 16 bits are kept.
+        target: the objects, ``image_size == (H, W)``, masks `SparseMasks` or None; or what was
+            made of them (`DetectionDataset`'s ``make_target``).
         image_id: id in the annotation file.
         original_size: (height, width) before the transforms.
         path: the image file.
     """
 
     image: Tensor
-    target: Instances
+    target: Target
     image_id: int
     original_size: Size
     path: str
@@ -65,6 +71,9 @@ class DetectionDataset(Dataset[Sample | None]):
         on_error: what an image does that cannot be read, or has not the size that its record
             states: "raise" raises, "skip" logs a warning once for each file and gives None (or
             leaves out the mix, where it is a partner).
+        channels: of the images; see `read_image`.
+        bits16: what becomes of 16-bit images; "keep" leaves them ``uint16``. See `read_image`.
+        make_target: makes the samples' targets of their objects after all else; None leaves them.
 
     Raises:
         ValueError: ``with_masks`` and a record has no segmentations, or a mix needs masks and
@@ -82,6 +91,9 @@ class DetectionDataset(Dataset[Sample | None]):
         mix_read_epochs: int | None = None,
         mix_transformed: Sequence[MixTransform] = (),
         on_error: Literal["raise", "skip"] = "raise",
+        channels: int = 3,
+        bits16: Literal["scale", "stretch", "keep"] = "scale",
+        make_target: Callable[[Instances], Target] | None = None,
     ) -> None:
         if with_masks:
             for record in records:
@@ -101,6 +113,9 @@ class DetectionDataset(Dataset[Sample | None]):
         self._mix_read_epochs = mix_read_epochs
         self._mix_transformed = mix_transformed
         self._skip_unreadable = on_error == "skip"
+        self._channels = channels
+        self._bits16 = bits16
+        self._make_target = make_target
         # Shared by the loader's worker processes, so that they warn once between them.
         self._warned = torch.zeros(len(records), dtype=torch.bool).share_memory_()
 
@@ -114,15 +129,15 @@ class DetectionDataset(Dataset[Sample | None]):
             ImageError: the image cannot be read or has the wrong size, and ``on_error="raise"``.
         """
         record = self.records[key.index]
-        with _reproducible(sample_seed(self._seed, key.epoch, key.index)), _naming(record.path):
+        with reproducible(sample_seed(self._seed, key.epoch, key.index)), naming(record.path):
             pair = self._read(key.index)
             if pair is None:
                 return None
             if self._mix_read_epochs is None or key.epoch < self._mix_read_epochs:
                 pair = self._mixed(pair, self._mix_read, self._read)
             pair = self._transforms(*pair)
-            pair = self._mixed(pair, self._mix_transformed, self._read_and_transformed)
-        image, target = pair
+            image, objects = self._mixed(pair, self._mix_transformed, self._read_and_transformed)
+            target = objects if self._make_target is None else self._make_target(objects)
         return Sample(
             # A cropped view would drag the whole image's memory to the training process.
             image=image.as_subclass(Tensor).contiguous(),
@@ -142,7 +157,7 @@ class DetectionDataset(Dataset[Sample | None]):
             loaded = [load(i) for i in indices]
             partners = [pair for pair in loaded if pair is not None]
             if len(partners) == len(indices):
-                with _naming(*(self.records[i].path for i in indices)):
+                with naming(*(self.records[i].path for i in indices)):
                     base = mix(base, partners)
         return base
 
@@ -150,7 +165,7 @@ class DetectionDataset(Dataset[Sample | None]):
         pair = self._read(index)
         if pair is None:
             return None
-        with _naming(self.records[index].path):
+        with naming(self.records[index].path):
             transformed: Pair = self._transforms(*pair)
             return transformed
 
@@ -158,7 +173,7 @@ class DetectionDataset(Dataset[Sample | None]):
         """An image as it is in the file; None where it cannot be read and is to be skipped."""
         record = self.records[index]
         try:
-            return _read(record), self._target(record)
+            return self._image(record), instances_of(record, with_masks=self._with_masks)
         except ImageError as error:
             if not self._skip_unreadable:
                 raise
@@ -167,35 +182,36 @@ class DetectionDataset(Dataset[Sample | None]):
                 _logger.warning("skipping an image: %s", error)
             return None
 
-    def _target(self, record: Record) -> Instances:
-        masks = None
-        if self._with_masks:
-            assert record.segmentations is not None
-            masks = SparseMasks(record.segmentations, record.size, record.size)
-        return Instances(
-            image_size=record.size,
-            boxes=torch.from_numpy(record.boxes),
-            labels=torch.from_numpy(record.labels),
-            masks=masks,
-            is_crowd=torch.from_numpy(record.is_crowd),
-        )
+    def _image(self, record: Record) -> tv_tensors.Image:
+        pixels = read_image(record.path, channels=self._channels, bits16=self._bits16)
+        size = (pixels.shape[0], pixels.shape[1])
+        if size != record.size:
+            # Boxes and masks drawn on another size would lie in the wrong place without a word.
+            raise ImageError(
+                record.path,
+                f"height x width is {size[0]}x{size[1]}, but the annotations (image id "
+                f"{record.image_id}) state {record.size[0]}x{record.size[1]}",
+            )
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _read(record: Record) -> tv_tensors.Image:
-    pixels = read_image(record.path)
-    size = (pixels.shape[0], pixels.shape[1])
-    if size != record.size:
-        # Boxes and masks drawn on another size would lie in the wrong place without a word.
-        raise ImageError(
-            record.path,
-            f"height x width is {size[0]}x{size[1]}, but the annotations (image id "
-            f"{record.image_id}) state {record.size[0]}x{record.size[1]}",
-        )
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+def instances_of(record: Record, *, with_masks: bool) -> Instances:
+    """The objects of an image as the annotations have them; with masks it must have some."""
+    masks = None
+    if with_masks:
+        assert record.segmentations is not None
+        masks = SparseMasks(record.segmentations, record.size, record.size)
+    return Instances(
+        image_size=record.size,
+        boxes=torch.from_numpy(record.boxes),
+        labels=torch.from_numpy(record.labels),
+        masks=masks,
+        is_crowd=torch.from_numpy(record.is_crowd),
+    )
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator and use one thread inside; both are as before afterwards.
 
     ``torch.manual_seed`` would seed the accelerators too, whose state ``fork_rng`` does not keep
@@ -213,7 +229,7 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(*paths: Path) -> Iterator[None]:
+def naming(*paths: Path) -> Iterator[None]:
     """Note on any error which files were at work; notes survive the way out of workers."""
     try:
         yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 Part = Literal["train", "val"]
@@ -58,3 +59,24 @@ def take_fold(coco: dict[str, Any], *, folds: int, index: int, part: Part) -> di
     names = sorted(image["file_name"] for image in coco["images"] if _is_assignable(image))
     val = set(names[index::folds])
     return select_images(coco, lambda image: (image["file_name"] in val) == (part == "val"))
+
+
+def take_names(
+    coco: dict[str, Any], *, include: Sequence[str] | None, exclude: Sequence[str]
+) -> dict[str, Any]:
+    """The images whose file names match patterns of `fnmatch`, in which ``*`` matches ``/`` too.
+
+    Args:
+        coco: a COCO dictionary.
+        include: a name has to match one of these; None takes all.
+        exclude: and none of these.
+    """
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    def keep(image: dict[str, Any]) -> bool:
+        name = image["file_name"]
+        return (include is None or matches(name, include)) and not matches(name, exclude)
+
+    return select_images(coco, keep)

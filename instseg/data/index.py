@@ -31,6 +31,7 @@ from instseg.data.defects import (
     is_id,
     owner,
 )
+from instseg.data.tiff import page_name, split_page
 from instseg.structures.geometry import Size
 from instseg.structures.masks import Segmentation
 
@@ -43,7 +44,7 @@ class Record:
 
     Args:
         image_id: the id in the annotation file.
-        path: the image file, absolute.
+        path: the image file, absolute; its end may name a page (``stack.tif#page=0``).
         size: (height, width) as the annotation file says.
         boxes: ``float32 [N, 4]``, absolute x1 y1 x2 y2 within the image.
         labels: ``int64 [N]``, contiguous from 0 in the order of sorted category ids.
@@ -214,6 +215,8 @@ def locate_images(
 ) -> tuple[dict[int, Path], list[Defect]]:
     """The file of each image id, for those that exist under ``image_root``, links followed.
 
+    Of a page of a TIFF (``stack.tif#page=0``) the file is looked for, and the path names the page.
+
     Raises:
         FileNotFoundError: there is no folder ``image_root``.
     """
@@ -223,14 +226,15 @@ def locate_images(
     paths: dict[int, Path] = {}
     defects = []
     for image in images:
-        path = root / image["file_name"]
+        path, page = split_page(root / image["file_name"])
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             code, text = "image-missing", f"{path}: {getattr(error, 'strerror', None) or error}"
         else:
             if target.is_relative_to(root) and target.is_file():
-                paths[image["id"]] = target
+                named = target if page is None else target.with_name(page_name(target.name, page))
+                paths[image["id"]] = named
                 continue
             code, text = "image-missing", f"{path} is no file"
             if not target.is_relative_to(root):

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instseg.data.dataset import DetectionDataset, Sample
+from instseg.data.dataset import Sample, Target
 from instseg.data.image_io import ImageError
 from instseg.data.sampling import BatchSampler, SampleKey
 from instseg.structures.geometry import Size
-from instseg.structures.instances import Instances
 
 
 @dataclass(eq=False)
@@ -28,15 +27,15 @@ class Batch:
     """Samples side by side; each list has one entry for each image.
 
     Args:
-        images: ``uint8 [3, H, W]``, of different sizes.
-        targets: the objects of each image.
+        images: ``uint8`` or ``uint16`` ``[C, H, W]``, of different sizes.
+        targets: what is known of each image.
         image_ids: ids in the annotation file.
         original_sizes: (height, width) before the transforms.
         paths: the image files.
     """
 
     images: list[Tensor]
-    targets: list[Instances]
+    targets: list[Target]
     image_ids: list[int]
     original_sizes: list[Size]
     paths: list[str]
@@ -67,7 +66,7 @@ class DetectionLoader:
     is skipped whole comes out empty, so that the count of steps does not depend on broken files.
 
     Args:
-        dataset: the samples.
+        dataset: the samples by `SampleKey`, such as a `DetectionDataset`.
         sampler: which of them make up which batch.
         num_workers: worker processes, which live as long as the loader; 0 works in this process.
         pin_memory: give the images in page-locked memory.
@@ -75,7 +74,7 @@ class DetectionLoader:
 
     def __init__(
         self,
-        dataset: DetectionDataset,
+        dataset: Dataset[Sample | None],
         sampler: BatchSampler,
         *,
         num_workers: int = 0,
@@ -149,7 +148,7 @@ class _ErrorsAsItems(Dataset[Sample | _Unreadable | None]):
     reaches the training process, which raises the same error with or without workers.
     """
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: Dataset[Sample | None]) -> None:
         self._dataset = dataset
 
     def __getitem__(self, key: SampleKey) -> Sample | _Unreadable | None:

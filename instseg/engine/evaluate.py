@@ -32,7 +32,7 @@ def evaluate(
     state are as before when it returns, so that training goes on as if nothing had happened.
 
     Args:
-        model: ``model(images)`` returns one `Instances` for each image, in its coordinates.
+        model: ``model(images)`` returns one prediction for each image, in its coordinates.
         loader: its epoch 0 is read; targets are not used.
         evaluator: is reset first.
         device: where ``model`` is.

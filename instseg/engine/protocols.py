@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from instseg.structures import Instances
 from instseg.structures.geometry import Size
 
 Row = dict[str, Any]
@@ -24,6 +24,20 @@ ScheduleFn = Callable[[int], float]
 ScoresT = TypeVar("ScoresT", bound="Scores")
 
 
+class PerImage(Protocol):
+    """What is known or predicted of one image: `Instances`, a `SemanticMap`, another picture."""
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the image."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with every tensor on ``device``."""
+
+    def resized(self, size: Size) -> Self:
+        """The same for the image resized to ``size`` (height, width)."""
+
+
 class Batch(Protocol):
     """B images with what is known of them; B is 0 when every image was left out as unreadable."""
 
@@ -32,8 +46,8 @@ class Batch(Protocol):
         """B tensors ``[C, H, W]`` of any sizes, as the model takes them."""
 
     @property
-    def targets(self) -> Sequence[Instances]:
-        """B sets of instances, in the coordinates of the images."""
+    def targets(self) -> Sequence[PerImage]:
+        """B targets, in the coordinates of the images."""
 
     @property
     def image_ids(self) -> Sequence[int]:
@@ -74,7 +88,7 @@ class Evaluator(Protocol[ScoresT]):
     def reset(self) -> None:
         """Forget all predictions."""
 
-    def update(self, image_ids: Sequence[int], predictions: Sequence[Instances]) -> None:
+    def update(self, image_ids: Sequence[int], predictions: Sequence[Any]) -> None:
         """Take the predictions for some images, in the original images' coordinates."""
 
     def merge(self, other: Self) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 ImageId = int | str
 Record = TypeVar("Record")
+
+
+class MapScores(Protocol):
+    """What an evaluator of maps gives."""
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Named figures; -1 where undefined."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
 
 
 class PerImageEvaluator(ABC, Generic[Record]):
@@ -70,6 +82,21 @@ class PerImageEvaluator(ABC, Generic[Record]):
                 f"{type(other).__name__} {other._settings}"
             )
         self._records = other._records | self._records
+
+    @abstractmethod
+    def compute(self) -> MapScores:
+        """The scores over the images so far."""
+
+    def __len__(self) -> int:
+        """How many images were added."""
+        return len(self._records)
+
+    def drawn(self, counts: Sequence[int] | npt.NDArray[np.integer]) -> Self:
+        """An evaluator that has seen image number i of this one ``counts[i]`` times."""
+        again = copy.copy(self)
+        records = [r for r, n in zip(self._records.values(), counts, strict=True) for _ in range(n)]
+        again._records = dict(enumerate(records))
+        return again
 
     def reset(self) -> None:
         """Forget all images."""

@@ -129,7 +129,7 @@ def mask_pair_iou(
     """IoU of run-length codes, for the pairs that can reach ``lowest`` by their areas."""
     assert detections.masks is not None
     assert truth.masks is not None
-    own, other = detections.area[pair_det], rle.areas(truth.masks)[pair_truth].astype(np.float64)
+    own, other = detections.area[pair_det], truth.mask_area[pair_truth]
     most = np.minimum(own, other)
     union = np.where(truth.crowd[pair_truth], own, own + other - most)
     possible = np.flatnonzero((most > 0) & (most >= lowest * union * (1 - 1e-9)))

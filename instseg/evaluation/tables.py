@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -57,6 +58,12 @@ class Truth(Shapes):
     """
 
     crowd: Bools
+
+    @cached_property
+    def mask_area(self) -> Floats:
+        """``float64 [N]``: pixels of each mask; `area` is what the annotation says."""
+        assert self.masks is not None
+        return rle.areas(self.masks).astype(np.float64)
 
 
 @dataclass(frozen=True)

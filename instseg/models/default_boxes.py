@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from instseg.models.matcher import POSITIVE, Matcher
-from instseg.ops import box_iou
+from instseg.models.matcher import POSITIVE, Matcher, iou_by_parts
 from instseg.structures import Instances
 from instseg.structures.geometry import Size
 
@@ -165,7 +164,8 @@ class DefaultBoxMatcher:
         matcher = Matcher(self.positive_iou, self.positive_iou, crowd_ioa=self.crowd_ioa)
         kind, matched = matcher(boxes, targets)
         objects = (~targets.crowd.to(boxes.device)).nonzero()[:, 0]
-        best, index = box_iou(targets.boxes.to(boxes)[objects], boxes).max(dim=1)
+        parts = iou_by_parts(targets.boxes.to(boxes)[objects], boxes)
+        best, index = map(torch.cat, zip(*(iou.max(dim=1) for iou in parts), strict=True))
         objects, index = objects[best > 0], index[best > 0]
         # A maximum, since which of several values for one place stays is not defined otherwise.
         latest = torch.full_like(matched, -1).scatter_reduce(0, index, objects, "amax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,15 @@ from instseg.ops import box_ioa, box_iou
 from instseg.structures import Instances
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+# Objects times boxes that are compared at once: a few hundred megabytes.
+_PAIRS_AT_ONCE = 2**24
+
+
+def iou_by_parts(objects: Tensor, boxes: Tensor) -> Iterator[Tensor]:
+    """The rows of ``box_iou(objects, boxes)``, ``[G, A]``, as many at a time as memory is for."""
+    for part in objects.split(max(1, _PAIRS_AT_ONCE // max(1, len(boxes)))):
+        yield box_iou(part, boxes)
 
 
 @dataclass(frozen=True)
@@ -43,19 +53,32 @@ class Matcher:
         gt_boxes = targets.boxes.to(boxes)
         objects = (~crowd).nonzero()[:, 0]
         if len(objects):
-            iou = box_iou(gt_boxes[objects], boxes)
-            best, index = iou.max(dim=0)
+            best, index, low_quality = self._best_of(gt_boxes[objects], boxes)
             matched = objects[index]
             kind[best >= self.negative_iou] = IGNORED
-            kind[best >= self.positive_iou] = POSITIVE
-            if self.allow_low_quality:
-                top = iou.max(dim=1, keepdim=True).values
-                # An object that no box overlaps has no best box: all tie at 0.
-                kind[((iou == top) & (iou > 0)).any(dim=0)] = POSITIVE
+            kind[(best >= self.positive_iou) | low_quality] = POSITIVE
         if crowd.any():
             in_crowd = (box_ioa(boxes, gt_boxes[crowd]) >= self.crowd_ioa).any(dim=1)
             kind[in_crowd & (kind == NEGATIVE)] = IGNORED
         return kind, matched
+
+    def _best_of(self, objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each box ``[A]`` the highest IoU, the first object that has it, and rule (i)."""
+        best = boxes.new_full((len(boxes),), -1.0)
+        index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        low_quality = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+        start = 0
+        for iou in iou_by_parts(objects, boxes):
+            highest, row = iou.max(dim=0)
+            better = highest > best
+            best = torch.where(better, highest, best)
+            index = torch.where(better, row + start, index)
+            if self.allow_low_quality:
+                top = iou.max(dim=1, keepdim=True).values
+                # An object that no box overlaps has no best box: all tie at 0.
+                low_quality |= ((iou == top) & (iou > 0)).any(dim=0)
+            start += len(iou)
+        return best, index, low_quality
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ class Preprocess(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        self.given_mean, self.given_std = tuple(mean), tuple(std)
         self.size_divisor = size_divisor
         self.min_size = min_size
         self.fill = fill

@@ -84,7 +84,7 @@ def draw_instances(
         codes = instance_rles(instances)
         stroke = max(1, round(short_side / 250))
         for i in sorted(range(len(codes)), key=lambda i: -rle.area(codes[i])):
-            _draw_mask(canvas, rle.decode(codes[i]), colours[i], opacity, stroke)
+            draw_mask(canvas, rle.decode(codes[i]), colours[i], opacity, stroke)
 
     corners = _corners(instances, scale)
     stroke = max(1, round(short_side / 400))
@@ -173,9 +173,10 @@ def _corners(instances: Instances, scale: int) -> list[tuple[int, int, int, int]
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in (boxes * scale).round().astype(int).tolist()]
 
 
-def _draw_mask(
+def draw_mask(
     canvas: Image, mask: npt.NDArray[np.uint8], colour: Colour, opacity: float, stroke: int
 ) -> None:
+    """Tint and outline the pixels of ``mask``, of 0 and 1, which may be of a smaller size."""
     if mask.shape != canvas.shape[:2]:
         # Interpolated and thresholded, the enlarged outline is smooth instead of a staircase.
         large = cv2.resize(mask * 255, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)

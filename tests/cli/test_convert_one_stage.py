@@ -80,7 +80,7 @@ def test_converted_weights_see_the_same(name: str, tmp_path: Path) -> None:
     kept = (sides >= 1e-2).all(dim=1)  # torchvision keeps boxes that clipping left without area
     assert len(found) == kept.sum() > 0
     assert torch.equal(found.labels + 1, reference["labels"][kept])
-    assert (found.boxes - reference["boxes"][kept]).abs().max() < 1e-2
+    assert (found.boxes - reference["boxes"][kept]).abs().max() < 1e-3
     assert found.scores is not None
     assert (found.scores - reference["scores"][kept]).abs().max() < 1e-5
     output.unlink()

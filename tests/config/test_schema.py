@@ -171,3 +171,13 @@ def test_what_weights_carry_loads_back() -> None:
     )
     config = InferenceConfig(model=model)
     assert parse_config(dump_config(config), InferenceConfig, source="copy") == config
+
+
+def test_what_weights_carry_draws_no_size() -> None:
+    model = {"name": "yolov2"}
+    resize = {"name": "resize", "sizes": [[64, 64], [32, 32]]}
+    with pytest.raises(ValidationError, match=r"resize would draw one of its sizes.*give one size"):
+        InferenceConfig.model_validate({"model": model, "transforms": [resize]})
+    shortest = {"name": "resize_shortest_edge", "sizes": [64], "max_size": 96}
+    given = {"model": model, "transforms": [shortest, resize | {"sizes": [[64, 64]]}]}
+    assert len(InferenceConfig.model_validate(given).transforms) == 2

@@ -315,7 +315,9 @@ def test_copy_paste_loads_no_second_image_where_it_does_not_paste(records, monke
     read = []
     original = dataset_module.read_image
     monkeypatch.setattr(
-        dataset_module, "read_image", lambda path: (read.append(path), original(path))[1]
+        dataset_module,
+        "read_image",
+        lambda path, **how: (read.append(path), original(path, **how))[1],
     )
     dataset = plain(records, mix_transformed=[SimpleCopyPaste(p=0.0)])
     dataset[SampleKey(0, 3)]

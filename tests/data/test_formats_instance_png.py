@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 
 from instseg.data.folds import take_fold
 from instseg.data.formats import FormatError, instance_png
+from instseg.data.formats.label_images import label_rles
 from instseg.data.image_io import ImageError
 
 
@@ -55,21 +56,21 @@ def test_hand_worked_masks(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_instance_rles_equal_encoding_one_by_one(seed):
+def test_label_rles_equal_encoding_one_by_one(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 12, 2))
     labels = rng.choice([0, 1, 2, 300, 70_000], size=shape).astype(np.int64)
-    found = dict(instance_png.instance_rles(labels))
+    found = dict(label_rles(labels))
     assert list(found) == [i for i in np.unique(labels).tolist() if i != 0]
     for instance, code in found.items():
         expected = coco_mask.encode(np.asfortranarray(labels == instance, dtype=np.uint8))
         assert code == expected
 
 
-def test_instance_rles_of_one_instance_everywhere_and_of_none():
-    (everywhere,) = instance_png.instance_rles(np.full((3, 4), 5))
+def test_label_rles_of_one_instance_everywhere_and_of_none():
+    (everywhere,) = label_rles(np.full((3, 4), 5))
     assert coco_mask.decode(everywhere[1]).sum() == 12
-    assert list(instance_png.instance_rles(np.zeros((3, 4), np.int32))) == []
+    assert list(label_rles(np.zeros((3, 4), np.int32))) == []
 
 
 def test_sixteen_bit_ids_do_not_collide(tmp_path):

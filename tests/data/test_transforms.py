@@ -393,7 +393,7 @@ def test_compose_notices_an_image_that_left_its_target():
     shrink = v2.Lambda(lambda image: image[:, ::2], tv_tensors.Image)
     with pytest.raises(ValueError, match=r"Lambda.*60x160 with a target for 120x160"):
         Compose([shrink])(*located([]))
-    with pytest.raises(ValueError, match=r"ToDtype.*torch\.float32; samples stay uint8"):
+    with pytest.raises(ValueError, match=r"ToDtype.*torch\.float32; samples keep their dtype"):
         Compose([v2.ToDtype(torch.float32)])(*located([]))
 
 

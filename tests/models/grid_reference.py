@@ -144,28 +144,3 @@ def history(model: nn.Module, steps: int = 8, rate: float = 0.01) -> list[float]
         optimizer.step()
         values.append(loss.item())
     return values
-
-
-def thousands(size: tuple[int, int]) -> Instances:
-    generator = torch.Generator().manual_seed(4)
-    corner = torch.rand(3000, 2, generator=generator) * torch.tensor([size[1], size[0]])
-    side = 0.5 + torch.rand(3000, 2, generator=generator) * 60
-    labels = torch.randint(0, NUM_CLASSES, (3000,), generator=generator)
-    return Instances(size, torch.cat([corner, corner + side], dim=1), labels)
-
-
-def check_hard_targets(model: nn.Module) -> None:
-    """Finite losses and gradients for all parameters, no box loss where nothing is positive."""
-    size = (70, 90)
-    crowd = Instances(
-        size, torch.tensor([[0.0, 0, 60, 60]]), torch.tensor([1]), is_crowd=torch.tensor([True])
-    )
-    for target in (Instances.empty(size), crowd, thousands(size)):
-        model.zero_grad(set_to_none=True)
-        losses = model.train()([image(*size)], [target])
-        assert all(v.isfinite() and v.dtype == torch.float32 for v in losses.values())
-        assert (losses["loss_box_reg"] > 0) == (len(target) > 1)
-        sum(losses.values()).backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name

@@ -19,15 +19,12 @@ from .grid_reference import (
     area,
     around,
     batch_of,
-    check_hard_targets,
     history,
-    image,
     mostly_in,
     objects_of,
     overlap,
     scene,
     sigmoid,
-    thousands,
 )
 
 GRID = (6, 8)
@@ -182,16 +179,3 @@ def model() -> nn.Module:
 def test_loss_falls(model):
     values = history(model, steps=20)
     assert values[-1] < 0.8 * values[0]
-
-
-def test_hard_targets_train(model):
-    check_hard_targets(model)
-
-
-@pytest.mark.parametrize("size", [(1, 5), (33, 97)])
-def test_any_size_trains_and_predicts(model, size):
-    losses = model.train()([image(*size)], [thousands(size)])
-    assert all(v.isfinite() for v in losses.values())
-    with torch.inference_mode():
-        (found,) = model.eval()([image(*size)])
-    assert len(found) == 0 or found.boxes[:, 0::2].max() <= size[1]

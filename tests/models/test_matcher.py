@@ -8,6 +8,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
+from instseg.models import matcher as matching
+from instseg.models.default_boxes import DefaultBoxMatcher
 from instseg.models.matcher import IGNORED, NEGATIVE, POSITIVE, Matcher, Sampler
 from instseg.structures import Instances
 from tests.contracts.reference import iou
@@ -188,6 +190,28 @@ def test_equal_to_loops_from_the_definition(seed):
             assert m == row.argmax()
         else:
             assert k == (IGNORED if row.max() >= 0.2 else NEGATIVE)
+
+
+@pytest.mark.parametrize("matcher", [LOW, Matcher(0.5, 0.2), DefaultBoxMatcher()])
+@pytest.mark.parametrize("seed", range(3))
+def test_many_objects_are_matched_by_parts_with_the_same_result(seed, matcher, monkeypatch):
+    """Every object is there twice, so that the best is tied across parts."""
+    boxes, targets = random_case(seed)
+    targets = objects(*targets.boxes.tolist() * 2)
+    whole = matcher(boxes, targets)
+    sizes = []
+
+    def watched(first: Tensor, second: Tensor) -> Tensor:
+        sizes.append(len(first) * len(second))
+        return box_iou(first, second)
+
+    monkeypatch.setattr(matching, "box_iou", watched)
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 200)  # of 10 objects, 3 with 55 boxes
+    by_parts = matcher(boxes, targets)
+    assert sizes[:4] == [165, 165, 165, 55]
+    for got, wanted in zip(by_parts, whole, strict=True):
+        assert torch.equal(got, wanted)
+    assert {POSITIVE, NEGATIVE} <= set(whole[0].tolist())
 
 
 def kind_of(positives: int, negatives: int, ignored: int = 0) -> Tensor:

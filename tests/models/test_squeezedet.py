@@ -18,16 +18,13 @@ from .grid_reference import (
     Fixed,
     around,
     batch_of,
-    check_hard_targets,
     cross_entropy,
     history,
-    image,
     iou,
     mostly_in,
     objects_of,
     scene,
     sigmoid,
-    thousands,
 )
 
 ANCHORS = [(34.0, 28.0), (12.0, 40.0)]
@@ -227,16 +224,3 @@ def model() -> nn.Module:
 def test_loss_falls(model):
     values = history(model)
     assert values[-1] < 0.8 * values[0]
-
-
-def test_hard_targets_train(model):
-    check_hard_targets(model)
-
-
-@pytest.mark.parametrize("size", [(1, 5), (33, 97)])
-def test_any_size_trains_and_predicts(model, size):
-    losses = model.train()([image(*size)], [thousands(size)])
-    assert all(v.isfinite() for v in losses.values())
-    with torch.inference_mode():
-        (found,) = model.eval()([image(*size)])
-    assert found.boxes[:, 0::2].max() <= size[1]

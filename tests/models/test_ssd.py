@@ -3,13 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v3_large, vgg
 
-from instseg.models.backbones.mobilenet import MobileNetV3Large
-from instseg.models.backbones.vgg import SSDVGG, VGG
-from instseg.models.batch_norm import BatchNorm2d
+from instseg.models.backbones.vgg import SSDVGG
 from instseg.models.default_boxes import (
     DefaultBoxes,
     ssd300_default_boxes,
@@ -27,7 +23,7 @@ from instseg.models.detection.ssd import (
 from instseg.models.heads.ssd import SSDPredictor
 from instseg.models.necks.ssd import L2Norm, SSDExtraLayers
 from instseg.models.preprocess import Preprocess
-from instseg.structures import ImageBatch, Instances
+from instseg.structures import ImageBatch
 from tests.contracts import reference
 
 NUM_CLASSES = 3
@@ -51,16 +47,6 @@ def lite() -> OneStageDetector:
 
 
 MODELS = {"ssd300": lambda: narrow(300), "ssd512": lambda: narrow(512), "ssdlite": lite}
-
-
-@pytest.fixture(params=list(MODELS))
-def model(request) -> OneStageDetector:
-    return MODELS[request.param]()
-
-
-def image(height: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator).byte()
 
 
 @pytest.mark.parametrize(
@@ -95,83 +81,10 @@ def test_vgg_builders_are_of_the_papers_size(make, size):
     assert expected == (26_285_486 if size == 300 else 27_188_676)
 
 
-def square(size: tuple[int, int], *, crowd: bool = False) -> Instances:
-    boxes = torch.tensor([[8.0, 8, 40, 40]])
-    return Instances(size, boxes, torch.tensor([1]), is_crowd=torch.tensor([crowd]))
-
-
-def many(size: tuple[int, int]) -> Instances:
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(2000, 2, generator=generator) * torch.tensor([size[1], size[0]]) * 0.9
-    side = 1 + torch.rand(2000, 2, generator=generator) * 30
-    return Instances(size, torch.cat([corner, corner + side], 1), torch.zeros(2000).long())
-
-
-TARGETS = {
-    "one": square,
-    "crowd": lambda size: square(size, crowd=True),
-    "none": Instances.empty,
-    "many": many,
-}
-
-
-@pytest.mark.parametrize("kind", list(TARGETS))
-@pytest.mark.parametrize("name", ["ssd300", "ssdlite"])
-def test_losses_and_gradients(name, kind):
-    """Of one image: the last map of SSDlite has a single value a channel."""
-    model = MODELS[name]().train()
-    size = (300, 260)
-    losses = model([image(*size)], [TARGETS[kind](size)])
-    assert set(losses) == {"loss_classifier", "loss_box_reg"}
-    for loss in losses.values():
-        assert loss.shape == ()
-        assert loss.isfinite()
-        assert (loss > 0) == (kind in ("one", "many"))
-    sum(losses.values()).backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-
-
-@pytest.mark.parametrize("size", [(300, 300), (97, 411), (1, 5)])
-@torch.inference_mode()
-def test_detections_of_any_size(model, size):
-    model.head.score_threshold = 0.2
-    model.head.max_candidates = 10**6  # untrained, boxes in the padding score as high as others
-    (found,) = model.eval()([image(*size)])
-    assert found.image_size == size
-    assert len(found) > 0
-    assert found.boxes.min() >= 0
-    assert found.boxes[:, 0::2].max() <= size[1]
-    assert found.boxes[:, 1::2].max() <= size[0]
-    assert ((found.boxes[:, 2:] - found.boxes[:, :2]) > 0).all()
-    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    assert 0 <= found.labels.min() <= found.labels.max() < NUM_CLASSES
-
-
-def test_bfloat16_autocast(model):
-    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        losses = model.train()([image(64, 64)], [square((64, 64))])
-        (found,) = model.eval()([image(64, 64)])
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
-    assert found.boxes.dtype == found.scores.dtype == torch.float32
-
-
-def test_the_network_has_one_graph():
-    model = narrow(300)
-
-    @torch.inference_mode()
-    def network(x: Tensor) -> tuple[Tensor, Tensor]:
-        return model.head.predictor(model.neck(model.backbone(x)))
-
-    x = model.eval().preprocess([image(64, 64)]).tensor
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    for got, expected in zip(compiled(x), network(x), strict=True):
-        assert torch.equal(got, expected)
-
-
 class Fixed(nn.Module):
     """A predictor that says what it is told."""
+
+    class_layers = ()
 
     def __init__(self, num_boxes: list[int], logits: Tensor, offsets: Tensor) -> None:
         super().__init__()
@@ -270,142 +183,3 @@ def test_extra_layers_name_what_is_too_small():
         neck([torch.zeros(1, 8, 38, 38), torch.zeros(1, 16, 16, 19)])
     with pytest.raises(ValueError, match=r"size must be one of \[300, 512\], got 320"):
         SSDExtraLayers([8, 16], 320)
-
-
-@pytest.mark.parametrize(
-    ("depth", "batch_norm"), [(11, False), (13, True), (16, True), (19, False)]
-)
-@torch.inference_mode()
-def test_vgg_is_torchvisions(depth, batch_norm):
-    """Its configurations A to E: the maps before each pool, and the last pool's."""
-    letter = {11: "A", 13: "B", 16: "D", 19: "E"}[depth]
-    plan = [c if c == "M" else c // 16 for c in vgg.cfgs[letter]]
-    theirs = nn.ModuleDict({"features": vgg.make_layers(plan, batch_norm=batch_norm)}).eval()
-    ours = VGG(depth, batch_norm=batch_norm, width=4).eval()
-    ours.load_classifier({**theirs.state_dict(), "classifier.0.bias": torch.zeros(2)})
-    x = torch.randn(1, 3, 70, 65)
-    expected, y = [], x
-    for layer in theirs["features"]:
-        if isinstance(layer, nn.MaxPool2d):
-            expected.append(y)
-        y = layer(y)
-    for got, wanted in zip(ours(x), [*expected, y], strict=True):
-        assert torch.equal(got, wanted)
-    assert [f.shape[1] for f in ours(x)] == ours.channels
-    assert [f.shape[2] for f in ours(x)] == [70 // s for s in ours.strides]
-
-
-def test_vgg_freezes_its_first_stages():
-    model = VGG(11, batch_norm=True, width=4, freeze_at=2).train()
-    frozen = {n.split(".")[1] for n, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"0", "1", "4", "5"}
-    assert not model.features[5].training
-    assert model.features[9].training
-
-
-@torch.inference_mode()
-def test_ssd_vgg_starts_from_the_classifier():
-    """fc6 looks at every third pixel of the 7x7 ones, over four times as many outputs."""
-    backbone = SSDVGG(width=2)
-    features = {k: torch.randn_like(v) for k, v in VGG(16, width=2).state_dict().items()}
-    weights = {
-        **features,
-        "classifier.0.weight": torch.randn(128, 16 * 49),
-        "classifier.0.bias": torch.randn(128),
-        "classifier.3.weight": torch.randn(128, 128),
-        "classifier.3.bias": torch.randn(128),
-    }
-    backbone.load_classifier(weights)
-    full = weights["classifier.0.weight"].view(128, 16, 7, 7)
-    assert backbone.fc6.weight[5, 3, 2, 1] == full[20, 3, 6, 3]
-    assert backbone.fc6.bias[5] == weights["classifier.0.bias"][20]
-    assert backbone.fc7.weight[5, 7, 0, 0] == weights["classifier.3.weight"][20, 28]
-    # At the middle of a 13 x 13 map, the dilated kernel sees what a 7x7 one of stride 2 sees.
-    x = torch.randn(1, 16, 13, 13)
-    seen = torch.zeros(128, 16, 13, 13)
-    seen[:, :, ::6, ::6] = full[:, :, ::3, ::3]
-    expected = F.conv2d(x, seen, weights["classifier.0.bias"])[0, ::4, 0, 0]
-    assert torch.allclose(backbone.fc6(x)[0, :, 6, 6], expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("classifier", [{}, {"weight": torch.full((128, 784), torch.nan)}])
-def test_ssd_vgg_without_a_classifier_keeps_its_own_fc(classifier):
-    """Torchvision's ``IMAGENET1K_FEATURES`` has NaN there."""
-    backbone = SSDVGG(width=2)
-    weights = VGG(16, width=2).state_dict()
-    weights |= {f"classifier.{i}.{k}": v for i in (0, 3) for k, v in classifier.items()}
-    before = backbone.fc6.weight.clone(), backbone.fc7.weight.clone()
-    backbone.load_classifier(weights)
-    assert torch.equal(backbone.features[0].weight, weights["features.0.weight"])
-    assert torch.equal(backbone.fc6.weight, before[0])
-    assert torch.equal(backbone.fc7.weight, before[1])
-
-
-def test_weights_of_another_vgg_are_refused():
-    with pytest.raises(ValueError, match="not of a VGG-16: no key features"):
-        SSDVGG(width=2).load_classifier(VGG(13, width=2).state_dict())
-    weights = VGG(16, width=2).state_dict()
-    weights["classifier.0.weight"] = torch.zeros(128, 16 * 49)
-    weights["classifier.0.bias"] = torch.zeros(128)
-    weights["classifier.3.weight"] = torch.zeros(100, 100)
-    weights["classifier.3.bias"] = torch.zeros(100)
-    with pytest.raises(ValueError, match="not of SSD's VGG-16, by their classifier: fc7"):
-        SSDVGG(width=2).load_classifier(weights)
-
-
-@pytest.mark.parametrize("reduced_tail", [False, True])
-@torch.inference_mode()
-def test_mobilenet_is_torchvisions(reduced_tail):
-    theirs = mobilenet_v3_large(weights=None, reduced_tail=reduced_tail).eval()
-    ours = MobileNetV3Large(reduced_tail=reduced_tail).eval()
-    ours.load_classifier(theirs.state_dict())
-    seen = []
-    theirs.features[13].block[0].register_forward_hook(lambda m, i, o: seen.append(o))
-    x = torch.randn(2, 3, 70, 65)
-    last = theirs.features(x)
-    expansion, end = ours(x)
-    assert torch.equal(expansion, seen[0])
-    assert torch.equal(end, last)
-    assert ours.channels == [expansion.shape[1], end.shape[1]]
-
-
-def test_weights_of_another_tail_are_refused():
-    full = mobilenet_v3_large(weights=None).state_dict()
-    with pytest.raises(
-        ValueError, match="not of a MobileNetV3-Large with a reduced tail: features"
-    ):
-        MobileNetV3Large().load_classifier(full)
-
-
-def test_mobilenet_freezes_its_first_stages():
-    model = MobileNetV3Large(freeze_at=2).train()
-    frozen = {int(n.split(".")[1]) for n, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: VGG(12), r"depth must be one of \[11, 13, 16, 19\], got 12"),
-        (lambda: VGG(16, freeze_at=6), r"freeze_at must be in 0..5, got 6"),
-        (lambda: MobileNetV3Large(freeze_at=7), r"freeze_at must be in 0..6, got 7"),
-    ],
-)
-def test_bad_backbones_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_batch_norm_on_a_single_value():
-    """It is normalised by the running figures, which stay; two values are torch's business."""
-    norm = BatchNorm2d(2, eps=1.0)
-    norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
-    norm.running_var.copy_(torch.tensor([3.0, 8.0]))
-    x = torch.tensor([5.0, 8.0]).view(1, 2, 1, 1)
-    y = norm(x)
-    assert y.flatten().tolist() == [2.0, 2.0]
-    y.sum().backward()
-    assert norm.weight.grad.tolist() == [2.0, 2.0]
-    assert norm.running_mean.tolist() == [1.0, 2.0]
-    pair = torch.randn(2, 2, 1, 1)
-    assert torch.equal(norm(pair), nn.BatchNorm2d(2, eps=1.0)(pair))

@@ -14,6 +14,8 @@ from instseg.models.foreign.torchvision_rcnn import convert_torchvision_state_di
 from instseg.ops import instance_rles, rle
 from instseg.structures import BitMasks, Instances, RoIMasks
 
+from .torchvision_reference import images, keep_size
+
 NUM_CLASSES = 4
 PAIRS = {
     "faster_rcnn_resnet50_fpn": tv.fasterrcnn_resnet50_fpn,
@@ -21,11 +23,6 @@ PAIRS = {
     "mask_rcnn_resnet50_fpn": tv.maskrcnn_resnet50_fpn,
     "mask_rcnn_resnet50_fpn_v2": tv.maskrcnn_resnet50_fpn_v2,
 }
-
-
-def keep_size(image, target):
-    """In place of torchvision's resize, which instseg leaves to the data transforms."""
-    return image, target
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
@@ -57,11 +54,6 @@ def pair(request):
     ours.box_head.score_threshold = 0.22
     theirs.transform.resize = keep_size
     return ours.eval(), theirs.eval()
-
-
-def images(*sizes: tuple[int, int]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(sum(map(sum, sizes)))
-    return [torch.randint(0, 256, (3, *s), generator=generator, dtype=torch.uint8) for s in sizes]
 
 
 @pytest.mark.parametrize(

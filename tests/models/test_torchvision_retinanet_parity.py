@@ -15,6 +15,8 @@ from instseg.models.foreign.torchvision_retinanet import (
 )
 from instseg.structures import Instances
 
+from .torchvision_reference import images, keep_size
+
 NUM_CLASSES = 4
 THRESHOLD = 0.3
 MANY = 10**4
@@ -22,11 +24,6 @@ PAIRS = {
     "retinanet_resnet50_fpn": tv.retinanet_resnet50_fpn,
     "retinanet_resnet50_fpn_v2": tv.retinanet_resnet50_fpn_v2,
 }
-
-
-def keep_size(image, target):
-    """In place of torchvision's resize, which instseg leaves to the data transforms."""
-    return image, target
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
@@ -78,11 +75,6 @@ def pair(request):
     ours.head.score_threshold, ours.head.max_detections = THRESHOLD, MANY
     theirs.transform.resize = keep_size
     return ours.eval(), theirs.eval()
-
-
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(sum(map(sum, sizes)))
-    return [torch.randint(0, 256, (3, *s), generator=generator, dtype=torch.uint8) for s in sizes]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision.models.detection as tv
-from torch import Tensor, nn
+from torch import nn
 
 from instseg.models.detection import ssd
 from instseg.models.foreign.torchvision_ssd import (
@@ -14,20 +14,12 @@ from instseg.models.foreign.torchvision_ssd import (
 )
 from instseg.structures import Instances
 
+from .torchvision_reference import images, keep_size
+
 NUM_CLASSES = 4
 THRESHOLD = 0.45
 SIZES = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
 PARAMETERS = {"ssd300_vgg16": 35641826, "ssdlite320_mobilenet_v3_large": 3440060}
-
-
-def keep_size(image, target):
-    """In place of torchvision's resize, which instseg leaves to the data transforms."""
-    return image, target
-
-
-def images(size: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(size)
-    return [torch.randint(0, 256, (3, size, size), generator=generator).byte() for _ in range(2)]
 
 
 def randomise(model: nn.Module, size: int) -> None:
@@ -40,7 +32,7 @@ def randomise(model: nn.Module, size: int) -> None:
             module.running_var.copy_(torch.rand(n, generator=generator) * 0.01 + 0.005)
             module.weight.data.copy_(torch.rand(n, generator=generator) * 0.5 + 0.5)
             module.bias.data.copy_(torch.randn(n, generator=generator) * 0.1)
-    batch, _ = model.eval().transform([i / 255 for i in images(size)])
+    batch, _ = model.eval().transform([i / 255 for i in images(*[(size, size)] * 2)])
     with torch.no_grad():
         features = list(model.backbone(batch.tensors).values())
         heads = (model.head.classification_head, 1.5), (model.head.regression_head, 0.5)
@@ -82,7 +74,7 @@ def pair(request):
 @torch.inference_mode()
 def test_same_detections(pair):
     ours, theirs, size = pair
-    batch = images(size)
+    batch = images(*[(size, size)] * 2)
     wanted = theirs([i / 255 for i in batch])
     for detections, reference in zip(ours(batch), wanted, strict=True):
         assert len(detections) == len(reference["boxes"]) > 100
@@ -99,7 +91,7 @@ def test_same_detections_where_the_limits_bind(lite):
     kept = ours.head.max_candidates, ours.head.max_detections
     ours.head.max_candidates, ours.head.max_detections = 2, 3
     theirs.topk_candidates, theirs.detections_per_img = 2, 3
-    batch = images(size)
+    batch = images(*[(size, size)] * 2)
     wanted = theirs([i / 255 for i in batch])
     for detections, reference in zip(ours(batch), wanted, strict=True):
         assert len(detections) == 3
@@ -132,7 +124,7 @@ def compare_losses(pair, counts: tuple[int, int]) -> None:
     """In training mode: batch norm takes the figures of the batch, and its running ones move."""
     ours, theirs, size = pair
     before = {k: v.clone() for k, v in theirs.state_dict().items()}
-    batch = images(size)
+    batch = images(*[(size, size)] * 2)
     wanted = [objects(size, n, seed) for seed, n in enumerate(counts)]
     reference = theirs.train()(
         [i / 255 for i in batch], [{"boxes": t.boxes, "labels": t.labels + 1} for t in wanted]
@@ -153,7 +145,7 @@ def compare_losses(pair, counts: tuple[int, int]) -> None:
 @torch.inference_mode()
 def test_selected_classes_keep_their_logits(pair):
     ours, _, size = pair
-    batch = ours.preprocess(images(size)[:1]).tensor
+    batch = ours.preprocess(images((size, size))).tensor
     features = ours.neck(ours.backbone(batch))
     logits, offsets = ours.head.predictor(features)
     name = "ssd300_vgg16" if size == 300 else "ssdlite320_mobilenet_v3_large"

@@ -19,16 +19,13 @@ from .grid_reference import (
     around,
     batch_of,
     cell_of,
-    check_hard_targets,
     cross_entropy,
     history,
-    image,
     iou,
     mostly_in,
     objects_of,
     scene,
     sigmoid,
-    thousands,
 )
 
 # The first two are near each other, so that the second's boxes overlap objects of the first.
@@ -259,17 +256,3 @@ def small() -> nn.Module:
 def test_loss_falls(small):
     values = history(small)
     assert values[-1] < 0.9 * values[0]
-
-
-def test_hard_targets_train(small):
-    check_hard_targets(small)
-
-
-@pytest.mark.parametrize("size", [(1, 5), (33, 97)])
-def test_any_size_trains_and_predicts(small, size):
-    losses = small.train()([image(*size)], [thousands(size)])
-    assert all(v.isfinite() for v in losses.values())
-    with torch.inference_mode():
-        (found,) = small.eval()([image(*size)])
-    assert found.boxes[:, 0::2].max() <= size[1]
-    assert len(found) <= 100

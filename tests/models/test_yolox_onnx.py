@@ -189,8 +189,8 @@ class TestPublishedNano:
     def test_raw_outputs_equal_onnxruntimes(self, yolox_onnx, nano, photographs):
         """Scores to 1e-4; offsets of boxes, which reach to about 4, to 1e-4 of the largest.
 
-        Of the offsets 99.9% are equal to 1e-4 too. All cannot be: onnxruntime's own are up to
-        1.7e-4 away from those of the same network in float64.
+        Of the offsets 99.9% are equal to 1e-4 too. All cannot be: onnxruntime's own differ
+        as much from those of the same network in float64 (benchmarks/yolox_outputs.py).
         """
         onnxruntime = pytest.importorskip("onnxruntime")
         session = onnxruntime.InferenceSession(yolox_onnx, providers=["CPUExecutionProvider"])

@@ -121,13 +121,16 @@ class CocoBuilder:
         }
         self._add(record, image_id, category, fields)
 
-    def add_mask(self, record: Record, image_id: int, category: str, mask: RLE) -> None:
+    def add_mask(
+        self, record: Record, image_id: int, category: str, mask: RLE, *, is_crowd: bool = False
+    ) -> None:
         """Add one object by its compressed run lengths; box and area are the mask's."""
         x1, y1, x2, y2 = rle.to_box(mask)
         fields = {
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": rle.area(mask),
             "segmentation": {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")},
+            "iscrowd": int(is_crowd),
         }
         self._add(record, image_id, category, fields)
 

@@ -11,18 +11,24 @@ from torchvision.transforms.v2 import RandomPhotometricDistort as PhotometricDis
 from instseg.data.transforms.color import HsvJitter
 from instseg.data.transforms.compose import Compose, drop_degenerate
 from instseg.data.transforms.copy_paste import SimpleCopyPaste
+from instseg.data.transforms.elastic import ElasticDeformation
 from instseg.data.transforms.geometric import LargeScaleJitter, RandomCrop, RandomHorizontalFlip
+from instseg.data.transforms.intensity import IntensityJitter
 from instseg.data.transforms.mix import MixTransform
 from instseg.data.transforms.mixup import MixUp
 from instseg.data.transforms.mosaic import Mosaic
 from instseg.data.transforms.moves import Pair, PairTransform
+from instseg.data.transforms.random_window import RandomWindow
 from instseg.data.transforms.resize import Letterbox, Resize, ResizeShortestEdge, letterbox_size
 from instseg.data.transforms.ssd import Expand, IoUCrop
+from instseg.data.transforms.symmetry import RandomRotation90, RandomVerticalFlip
 
 __all__ = [
     "Compose",
+    "ElasticDeformation",
     "Expand",
     "HsvJitter",
+    "IntensityJitter",
     "IoUCrop",
     "LargeScaleJitter",
     "Letterbox",
@@ -34,6 +40,9 @@ __all__ = [
     "PhotometricDistort",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomRotation90",
+    "RandomVerticalFlip",
+    "RandomWindow",
     "Resize",
     "ResizeShortestEdge",
     "SimpleCopyPaste",

@@ -30,8 +30,8 @@ class Compose(PairTransform):
     Raises:
         TypeError: one of ``transforms`` is no v2 transform, or a torchvision transform that moves
             pixels, alone or inside one of torchvision's containers.
-        ValueError: (when called) a transform left an image that is not ``uint8``, or of another
-            size than its target; the message names the transform.
+        ValueError: (when called) a transform left an image of another dtype than before, or of
+            another size than its target; the message names the transform.
     """
 
     def __init__(self, transforms: Sequence[v2.Transform], min_size: float = 1.0) -> None:
@@ -45,12 +45,13 @@ class Compose(PairTransform):
         """Transform the pair.
 
         Args:
-            image: ``uint8 [3, H, W]``.
+            image: ``uint8`` or ``uint16`` ``[C, H, W]``.
             target: objects with ``image_size == (H, W)``.
         """
+        dtype = image.dtype
         for transform in self.transforms:
             image, target = transform(image, target)
-            _check_together(image, target, transform)
+            _check_together(image, target, transform, dtype)
         return image, drop_degenerate(target, self.min_size)
 
 
@@ -71,8 +72,9 @@ def _refuse_foreign_geometry(transform: v2.Transform) -> None:
             raise TypeError(
                 f"torchvision's {name} would move the image but not its boxes and masks; "
                 "use the transforms of instseg.data.transforms (Resize, Letterbox, "
-                "ResizeShortestEdge, RandomHorizontalFlip, RandomCrop, LargeScaleJitter, Expand, "
-                "IoUCrop) for geometry"
+                "ResizeShortestEdge, RandomHorizontalFlip, RandomVerticalFlip, RandomRotation90, "
+                "RandomCrop, RandomWindow, LargeScaleJitter, Expand, IoUCrop, ElasticDeformation) "
+                "for geometry"
             )
 
 
@@ -86,14 +88,17 @@ def _leaves(transform: nn.Module) -> Iterator[nn.Module]:
             yield from _leaves(part)
 
 
-def _check_together(image: tv_tensors.Image, target: Instances, transform: nn.Module) -> None:
+def _check_together(
+    image: tv_tensors.Image, target: Instances, transform: nn.Module, dtype: torch.dtype
+) -> None:
     size = (image.shape[-2], image.shape[-1])
     if size != target.image_size:
         raise ValueError(
             f"{transform} left an image of height x width {size[0]}x{size[1]} with a target for "
             f"{target.image_size[0]}x{target.image_size[1]}: it must move both"
         )
-    if image.dtype != torch.uint8:
+    if image.dtype != dtype:
         raise ValueError(
-            f"{transform} made the image {image.dtype}; samples stay uint8, models normalise"
+            f"{transform} made the {dtype} image {image.dtype}; samples keep their dtype, models "
+            "normalise"
         )

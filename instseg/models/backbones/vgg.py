@@ -28,6 +28,7 @@ class VGG(Backbone):
         batch_norm: batch norm after each convolution.
         width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
         freeze_at: this many stages, from the first, are not trained.
+        in_channels: channels of the images.
 
     Raises:
         ValueError: an unknown ``depth`` or ``freeze_at``.
@@ -40,6 +41,7 @@ class VGG(Backbone):
         batch_norm: bool = False,
         width: int = 64,
         freeze_at: int = 0,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if depth not in _CONVS:
@@ -51,18 +53,21 @@ class VGG(Backbone):
         for channels, convs in zip(widths, _CONVS[depth], strict=True):
             plan += [channels] * convs + ["M"]
         self.features = make_layers(plan, batch_norm=batch_norm)
+        if in_channels != 3:
+            self.features[0] = nn.Conv2d(in_channels, width, 3, padding=1)
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 _zero_bias(layer)
         self.depth = depth
+        self.in_channels = in_channels
         self.channels = [*widths, widths[-1]]
         self.strides = [1, 2, 4, 8, 16, 32]
         self._pools = [i for i, m in enumerate(self.features) if isinstance(m, nn.MaxPool2d)]
         self.freeze(self.features[: [0, *self._pools][freeze_at]])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]``, sides at least 32, to maps of strides 1, 2, 4, 8, 16, 32."""
+        """``[B, in_channels, H, W]``, sides at least 32, to maps of strides 1, 2, 4, 8, 16, 32."""
         maps = []
         for i, layer in enumerate(self.features):
             if i in self._pools:

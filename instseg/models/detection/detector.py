@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from instseg.models.backbones import Backbone
 from instseg.models.preprocess import Preprocess
+from instseg.models.targets import check_targets
 from instseg.structures import ImageBatch, Instances
 
 
@@ -56,7 +57,7 @@ class Detector(nn.Module, ABC):
                 its target.
         """
         if targets is not None:
-            _check_targets(images, targets)
+            check_targets(images, targets)
         batch = self.preprocess(images)
         features = self.neck(self.backbone(batch.tensor))
         if targets is not None:
@@ -72,14 +73,3 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detect(self, batch: ImageBatch, features: list[Tensor]) -> list[Instances]:
         """The detections of each image."""
-
-
-def _check_targets(images: Sequence[Tensor], targets: Sequence[Instances]) -> None:
-    if len(images) != len(targets):
-        raise ValueError(f"{len(images)} images but {len(targets)} targets")
-    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-        if tuple(image.shape[-2:]) != tuple(target.image_size):
-            raise ValueError(
-                f"image {i} is {tuple(image.shape[-2:])} (height, width), "
-                f"but its target is for {tuple(target.image_size)}"
-            )

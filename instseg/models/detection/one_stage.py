@@ -139,8 +139,7 @@ def keep_best(
     candidates = Candidates(
         candidates.image, boxes, candidates.scores, candidates.labels, candidates.source
     )[large_boxes(boxes, min_size)]
-    classes = int(candidates.labels.max()) + 1 if len(candidates.labels) else 1
-    groups = candidates.image * classes + candidates.labels
+    groups = candidates.labels * len(sizes) + candidates.image
     found = candidates[
         batched_nms(candidates.boxes, candidates.scores, groups, nms_threshold)
     ]  # best first

@@ -11,26 +11,46 @@ from torch import Tensor, nn
 from instseg.losses import mask_loss
 from instseg.models.detection.roi_boxes import SampledRoIs
 from instseg.models.heads import MaskPredictor
+from instseg.models.heads.unet_mask import ClassMaskPredictor, TwoScaleRoIAlign, UNetMaskBody
+from instseg.models.layers import Norm
 from instseg.ops import MultiscaleRoIAlign, mask_targets
 from instseg.structures import Instances, RoIMasks
 
 
 class RoIMaskHead(nn.Module):
-    """Masks of side 2S from pooled maps of side S.
+    """Masks of side M from what is pooled of each RoI.
 
     Args:
         pooler: cuts the boxes out of the features.
-        body: pooled map ``[R, C, S, S]`` to ``[R, channels, S, S]``.
-        predictor: to one mask of the RoI's own class.
+        body: what the pooler gives to ``[R, channels, S, S]``.
+        predictor: that to one mask ``[R, M, M]`` of the RoI's own class.
+        bce: weight of the binary cross-entropy in the loss.
+        dice: weight of soft Dice in the loss.
+
+    Raises:
+        ValueError: a negative weight, or both 0.
     """
 
     def __init__(
-        self, pooler: MultiscaleRoIAlign, body: nn.Module, predictor: MaskPredictor
+        self,
+        pooler: MultiscaleRoIAlign | TwoScaleRoIAlign,
+        body: nn.Module,
+        predictor: MaskPredictor | ClassMaskPredictor,
+        *,
+        bce: float = 1.0,
+        dice: float = 0.0,
     ) -> None:
         super().__init__()
+        if min(bce, dice) < 0 or bce + dice == 0:
+            raise ValueError(
+                f"bce and dice must be loss weights of at least 0, one of them above, got {bce} "
+                f"and {dice}: choose for example bce=1, dice=1"
+            )
         self.pooler = pooler
         self.body = body
         self.predictor = predictor
+        self.bce = bce
+        self.dice = dice
 
     def forward(self, features: Sequence[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Logits ``[R, M, M]`` for per-image boxes of classes ``labels`` ``[R]``."""
@@ -59,7 +79,8 @@ class RoIMaskHead(nn.Module):
             for target, sample, box in zip(targets, samples, boxes, strict=True)
             if len(box)
         ]
-        return {"loss_mask": mask_loss(logits, torch.cat(wanted))}
+        loss = mask_loss(logits, torch.cat(wanted), bce=self.bce, dice=self.dice)
+        return {"loss_mask": loss}
 
     def _targets(self, target: Instances, matched: Tensor, boxes: Tensor, size: int) -> Tensor:
         if target.masks is None or isinstance(target.masks, RoIMasks):
@@ -76,3 +97,47 @@ class RoIMaskHead(nn.Module):
             replace(d, masks=RoIMasks(p, aligned=self.pooler.aligned))
             for d, p in zip(detections, probs.split([len(d) for d in detections]), strict=True)
         ]
+
+
+def unet_mask_head(
+    in_channels: int,
+    strides: Sequence[int],
+    num_classes: int,
+    *,
+    depth: int = 2,
+    resolution: int = 56,
+    channels: int = 256,
+    class_agnostic: bool = False,
+    norm: Norm | None = None,
+    aligned: bool = True,
+    bce: float = 1.0,
+    dice: float = 1.0,
+) -> RoIMaskHead:
+    """A U-Net for the mask of each RoI, with a skip from the finest level of the pyramid.
+
+    Args:
+        in_channels: of the pyramid's maps.
+        strides: of the levels pooled from.
+        num_classes: C, without the background.
+        depth: see `UNetMaskBody`.
+        resolution: M, side of the masks; see `UNetMaskBody`.
+        channels: see `UNetMaskBody`.
+        class_agnostic: one mask for an RoI, whatever its class.
+        norm: see `UNetMaskBody`.
+        aligned: see `roi_align`.
+        bce: see `RoIMaskHead`.
+        dice: see `RoIMaskHead`.
+
+    Raises:
+        ValueError: as the parts do.
+    """
+    body = UNetMaskBody(channels, depth=depth, resolution=resolution, norm=norm)
+    pooler = TwoScaleRoIAlign(
+        in_channels,
+        strides,
+        context=(body.in_channels, body.pooled_size),
+        detail=(body.detail_channels, body.resolution),
+        aligned=aligned,
+    )
+    predictor = ClassMaskPredictor(body.channels, num_classes, class_agnostic=class_agnostic)
+    return RoIMaskHead(pooler, body, predictor, bce=bce, dice=dice)

@@ -49,8 +49,6 @@ class SSDHead(DenseHead):
         ValueError: predictor and default boxes do not fit each other.
     """
 
-    class_layers = ("predictor.logits.*",)
-
     def __init__(
         self,
         default_boxes: DefaultBoxes,
@@ -75,6 +73,7 @@ class SSDHead(DenseHead):
             )
         self.default_boxes = default_boxes
         self.predictor = predictor
+        self.class_layers = [f"predictor.{pattern}" for pattern in predictor.class_layers]
         self.matcher = matcher or DefaultBoxMatcher()
         self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.negative_ratio = negative_ratio

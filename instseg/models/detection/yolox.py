@@ -259,6 +259,7 @@ def yolox(
     input_size: int | None = None,
     masks: Mapping[str, int] | None = None,
     use_l1: bool = False,
+    multi_label: bool = False,
 ) -> OneStageDetector:
     """A YOLOX of one of the `VARIANTS`.
 
@@ -269,6 +270,7 @@ def yolox(
         masks: give each detection a mask; the options of `PrototypeMasks`, whose channels are
             those of the head by default.
         use_l1: see `YOLOXHead`.
+        multi_label: likewise.
 
     Raises:
         ValueError: an unknown name, or a size that is no multiple of 32.
@@ -293,7 +295,7 @@ def yolox(
         depthwise=depthwise,
         num_coefficients=prototypes.num_prototypes if prototypes else 0,
     )
-    head = YOLOXHead(convs, neck.strides, masks=prototypes, use_l1=use_l1)
+    head = YOLOXHead(convs, neck.strides, masks=prototypes, use_l1=use_l1, multi_label=multi_label)
     return OneStageDetector(yolox_preprocess(side), backbone, neck, head)
 
 

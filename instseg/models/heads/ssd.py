@@ -23,6 +23,9 @@ class SSDPredictor(nn.Module):
         depthwise: depthwise separable convolutions (SSDlite, Sandler et al., MobileNetV2, 2018,
             section 6.2) instead of 3x3 ones (Liu et al., 2016, section 2.1).
 
+    Attributes:
+        class_layers: patterns (of `fnmatch`) of the parameters whose shapes follow the classes.
+
     Raises:
         ValueError: ``in_channels`` and ``num_boxes`` differ in length.
     """
@@ -44,6 +47,9 @@ class SSDPredictor(nn.Module):
         layer: Callable[[int, int], nn.Module] = _separable if depthwise else _plain
         self.num_boxes = list(num_boxes)
         self.num_classes = num_classes
+        # Of a separable convolution, only the second part, the pointwise one.
+        part = "1.*" if depthwise else "*"
+        self.class_layers = [f"logits.{i}.{part}" for i in range(len(num_boxes))]
         maps = list(zip(in_channels, num_boxes, strict=True))
         self.logits = nn.ModuleList(layer(c, n * (num_classes + 1)) for c, n in maps)
         self.offsets = nn.ModuleList(layer(c, n * 4) for c, n in maps)

@@ -1,0 +1,134 @@
+"""From a configuration to loaders of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from instseg.config.build_data import (
+    build_read_mixes,
+    build_transformed_mixes,
+    build_transforms,
+)
+from instseg.config.build_device import build_device
+from instseg.config.build_maps import build_target
+from instseg.config.loader import ConfigError
+from instseg.config.schema import Config
+from instseg.config.schema_semantic import SemanticConfig
+from instseg.config.schema_source import ImagePairsSource
+from instseg.data.dataset import DetectionDataset, Sample
+from instseg.data.image_pairs import ImagePair, ImagePairs, Jitter
+from instseg.data.index import CocoIndex
+from instseg.data.loader import DetectionLoader
+from instseg.data.sampling import EvalSampler, TrainBatchSampler
+from instseg.engine.distributed import rank_and_size
+from instseg.structures import Instances, SemanticMap
+from instseg.structures.geometry import Size
+
+
+def build_train_loader(config: Config, index: CocoIndex) -> DetectionLoader:
+    """Shuffled, augmented batches of the training part.
+
+    Raises:
+        ConfigError: no image has an object to learn from, or all epochs are plain ones.
+    """
+    if config.data.plain_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"data.plain_epochs is {config.data.plain_epochs}, but the whole training has only "
+            f"{config.train.epochs} epochs: lower it, or train for more epochs"
+        )
+    if not any((~record.is_crowd).any() for record in index.records):
+        raise ConfigError(f"data.train has no object to learn from: {index.summary()}")
+    data, seed = config.data, config.train.seed
+    dataset = DetectionDataset(
+        index.records,
+        build_transforms(data.train_transforms),
+        seed=seed,
+        with_masks=learns_masks(config),
+        mix_read=build_read_mixes(data),
+        mix_read_epochs=config.train.epochs - data.plain_epochs,
+        mix_transformed=build_transformed_mixes(data),
+        on_error=data.on_error,
+        make_target=_make_target(config, index),
+        **_image_kind(config),
+    )
+    return _train_loader(config, dataset, [record.size for record in index.records])
+
+
+def build_val_loader(config: Config, index: CocoIndex) -> DetectionLoader:
+    """Every image of the validation part once, in order; in a process group this one's share."""
+    dataset = DetectionDataset(
+        index.records,
+        build_transforms(config.data.val_transforms),
+        seed=config.train.seed,
+        with_masks=False,
+        on_error=config.data.on_error,
+        **_image_kind(config),
+    )
+    return _val_loader(config, dataset, len(index.records))
+
+
+def build_train_pair_loader(config: Config, pairs: Sequence[ImagePair]) -> DetectionLoader:
+    """Shuffled batches of pairs of pictures, with their jitter."""
+    source = config.data.train
+    assert isinstance(source, ImagePairsSource)
+    jitter = None if source.jitter is None else Jitter(**source.jitter.model_dump())
+    dataset = ImagePairs(
+        pairs, seed=config.train.seed, jitter=jitter, on_error=config.data.on_error
+    )
+    return _train_loader(config, dataset, [pair.size for pair in pairs])
+
+
+def build_val_pair_loader(config: Config, pairs: Sequence[ImagePair]) -> DetectionLoader:
+    """Every pair of pictures once, in order; in a process group this one's share."""
+    dataset = ImagePairs(pairs, seed=config.train.seed, on_error=config.data.on_error)
+    return _val_loader(config, dataset, len(pairs))
+
+
+def _make_target(config: Config, index: CocoIndex) -> Callable[[Instances], SemanticMap] | None:
+    if not isinstance(config.model, SemanticConfig):
+        return None
+    return build_target(config, len(index.class_names))
+
+
+def _image_kind(config: Config) -> dict[str, Any]:
+    return {
+        "channels": config.model.image_channels,
+        "bits16": "keep" if config.model.image_bits == 16 else "scale",
+    }
+
+
+def _train_loader(
+    config: Config, dataset: Dataset[Sample | None], sizes: Sequence[Size]
+) -> DetectionLoader:
+    sampler = TrainBatchSampler(
+        sizes,
+        config.data.batch_size,
+        seed=config.train.seed,
+        aspect_grouping=config.data.aspect_grouping,
+    )
+    return _loader(config, dataset, sampler)
+
+
+def _val_loader(config: Config, dataset: Dataset[Sample | None], images: int) -> DetectionLoader:
+    rank, world_size = rank_and_size()
+    sampler = EvalSampler(images, config.data.val_batch_size, rank=rank, world_size=world_size)
+    return _loader(config, dataset, sampler)
+
+
+def _loader(
+    config: Config, dataset: Dataset[Sample | None], sampler: TrainBatchSampler | EvalSampler
+) -> DetectionLoader:
+    return DetectionLoader(
+        dataset,
+        sampler,
+        num_workers=config.data.workers,
+        pin_memory=build_device(config).type == "cuda",
+    )
+
+
+def learns_masks(config: Config) -> bool:
+    """Whether targets need masks: for objects with masks, or to be painted on class maps."""
+    return config.model.predicts_masks or isinstance(config.model, SemanticConfig)

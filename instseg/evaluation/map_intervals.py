@@ -1,0 +1,44 @@
+"""Confidence intervals of what the evaluators of maps measure: the bootstrap over images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from instseg.evaluation.bootstrap import Interval, draw_weights, interval
+from instseg.evaluation.maps import PerImageEvaluator
+from instseg.evaluation.scores import BootstrapOptions
+
+
+def stat_intervals(
+    evaluator: PerImageEvaluator[Any], options: BootstrapOptions | None = None
+) -> dict[str, Interval]:
+    """The figures of ``evaluator.compute().stats`` with their intervals.
+
+    A replicate draws as many images as there are, with replacement, and scores them, an image
+    drawn twice counting twice; what is chosen on the images, such as the best threshold, is
+    chosen on those of the replicate. With few images (the six of a small validation set) the
+    interval is a rough one: the bootstrap knows only as many ways in which images differ.
+
+    Args:
+        evaluator: with the images it was given.
+        options: how many replicates and what confidence.
+
+    Returns:
+        By the name of the figure. Where there are fewer than two images, no replicates are asked
+        for, or the figure is undefined (-1), without ends.
+    """
+    options = options or BootstrapOptions()
+    stats = evaluator.compute().stats
+    images = len(evaluator)
+    drawn: list[dict[str, float]] = []
+    if images and options.replicates:
+        weights = draw_weights(images, options.replicates, options.seed)
+        drawn = [evaluator.drawn(column).compute().stats for column in weights.T]
+    intervals = {}
+    for name, value in stats.items():
+        values = np.array([row[name] for row in drawn], dtype=np.float64)
+        values[values < 0] = np.nan
+        intervals[name] = interval(value, values, options.confidence, images=images)
+    return intervals

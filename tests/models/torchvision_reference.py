@@ -1,0 +1,16 @@
+"""What the tests that hold detectors against torchvision's share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_size(image, target):
+    """In place of torchvision's resize, which instseg leaves to the data transforms."""
+    return image, target
+
+
+def images(*sizes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(sum(map(sum, sizes)))
+    return [torch.randint(0, 256, (3, *s), generator=generator, dtype=torch.uint8) for s in sizes]
