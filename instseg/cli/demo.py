@@ -123,9 +123,10 @@ def _draw(config: Config, rows: int = 5) -> None:
     for number in _crowded(index, rows):
         sample = truth[SampleKey(epoch=0, index=number)]
         assert sample is not None
-        assert isinstance(sample.target, Instances)
         image = sample.image.permute(1, 2, 0).contiguous().numpy()
         (found,) = predictor([image])
+        assert isinstance(sample.target, Instances)
+        assert isinstance(found, Instances)
         draw = partial(draw_instances, image, class_names=trained.class_names, scale=_PICTURE_SCALE)
         blank = sample.target[[]]
         pictures.append((draw(blank), draw(sample.target), draw(found, score_threshold=0.5)))

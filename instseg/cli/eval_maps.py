@@ -21,17 +21,19 @@ from instseg.config.build_maps import build_dsb_evaluator, build_map_evaluator
 from instseg.config.build_parts import build_pair_evaluation
 from instseg.config.loader import ConfigError, load_config
 from instseg.config.schema import Config
-from instseg.config.schema_semantic import Pix2PixConfig
+from instseg.config.schema_semantic import Pix2PixConfig, SemanticConfig
 from instseg.config.trained import TrainedModel, inference_config, load_trained
 from instseg.data.loader import DetectionLoader
 from instseg.engine.evaluate import evaluate
 from instseg.evaluation.bootstrap import Interval
 from instseg.evaluation.json_file import write_json
 from instseg.evaluation.map_intervals import stat_intervals
+from instseg.evaluation.multi_label import MultiLabelScores
 from instseg.evaluation.scores import BootstrapOptions
 from instseg.evaluation.semantic import SemanticScores
 from instseg.evaluation.with_truth import TruthEvaluator
 from instseg.inference.thresholds import AdaptiveThreshold
+from instseg.inference.tile_grid import Mode
 from instseg.inference.tiling import TiledSegmenter
 from instseg.models.semantic.segmenter import SemanticSegmenter
 from instseg.structures import SemanticMap
@@ -110,6 +112,7 @@ def _command(args: argparse.Namespace, options: BootstrapOptions) -> int:
 def _loader_and_evaluator(
     args: argparse.Namespace, config: Config, trained: TrainedModel
 ) -> tuple[DetectionLoader, TruthEvaluator[Any, Any]]:
+    _check_options(args, config, len(trained.categories))
     if isinstance(config.model, Pix2PixConfig):
         return build_pair_evaluation(config)
     index = read_index(config.data.val, need_masks=True)
@@ -120,24 +123,41 @@ def _loader_and_evaluator(
         return loader, build_map_evaluator(
             config, index, trained.class_names, kinds, relabel=relabel
         )
-    for name in ("metric", "adaptive", "tile"):
-        if getattr(args, name):
-            raise ConfigError(f"--{name} is for models that predict class maps, this one objects")
     if not config.model.predicts_masks:
         raise ConfigError(f"{args.config}: this model predicts no masks, which the metric is for")
     return loader, build_dsb_evaluator(index, args.score)
+
+
+def _check_options(args: argparse.Namespace, config: Config, num_classes: int) -> None:
+    """Raise ConfigError for options that do not fit the model."""
+    if args.blend and args.tile is None:
+        raise ConfigError("--blend is how windows are joined: give their side with --tile")
+    model = config.model
+    if not isinstance(model, SemanticConfig) or not predicts_maps(config):
+        for name in ("metric", "adaptive", "tile"):
+            if getattr(args, name) is not None:
+                made = "pictures" if isinstance(model, Pix2PixConfig) else "objects"
+                raise ConfigError(
+                    f"--{name} is for models that predict class maps, this one {made}"
+                )
+        return
+    exclusive = model.classes != "multilabel"
+    if args.adaptive is not None and exclusive and model.outputs(num_classes) != 2:
+        raise ConfigError(
+            f"--adaptive finds a threshold between two classes, this model has "
+            f"{model.outputs(num_classes)} that exclude each other"
+        )
 
 
 def _model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.tile is None:
         return model
     assert isinstance(model, SemanticSegmenter)
-    tiled = TiledSegmenter(
-        model,
-        args.tile,
-        mode="blend" if args.blend else "exact",
-        device=next(model.parameters()).device,
-    )
+    mode: Mode = "blend" if args.blend else "exact"
+    try:
+        tiled = TiledSegmenter(model, args.tile, mode=mode, device=next(model.parameters()).device)
+    except ValueError as error:
+        raise ConfigError(f"--tile {args.tile}: {error}") from None
     return _Tiled(tiled)
 
 
@@ -150,7 +170,10 @@ class _Tiled(nn.Module):
 
     def forward(self, images: Sequence[Tensor]) -> list[SemanticMap]:
         """One map for each image."""
-        return [self._tiled(image.cpu(), scores=torch.float32) for image in images]
+        try:
+            return [self._tiled(image.cpu(), scores=torch.float32) for image in images]
+        except ValueError as error:
+            raise ConfigError(f"--tile {self._tiled.tile}: {error}") from None
 
 
 def _table(
@@ -162,13 +185,13 @@ def _table(
     table.add_column(f"{100 * options.confidence:g} % interval", justify="right")
     for name, figure in figures.items():
         known = "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"
-        table.add_row(name, "-" if figure.value < 0 else f"{figure.value:.4f}", known)
+        table.add_row(name, "-" if figure.value == -1 else f"{figure.value:.4f}", known)
     return table
 
 
 def _print_classes(scores: Any) -> None:
-    """The figures of each class of a `SemanticEvaluator`."""
-    if isinstance(scores, SemanticScores):
+    """The figures of each class, of what scores class maps."""
+    if isinstance(scores, SemanticScores | MultiLabelScores):
         for name, figures in scores.per_class.items():
             values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
             Console().print(f"  {name}: {values}", highlight=False, markup=False, soft_wrap=True)

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from instseg.data.image_io import ImageError, read_image
+from instseg.data.tiff import TiffError, is_tiff, read_layout, split_page
 from instseg.evaluation.analysis import analyse, as_one_category
 from instseg.evaluation.ground_truth import image_sizes
 from instseg.evaluation.reasons import Reasons, find_reasons
 from instseg.evaluation.scores import BootstrapOptions, CocoScores
 from instseg.ops import rle
 from instseg.structures.geometry import Size
+from instseg.visualization.draw_map import displayable
 from instseg.visualization.evaluation_picture import Outcome, Shape, draw_outcomes
 from instseg.visualization.report import write_report
 
@@ -133,13 +136,13 @@ class _Painter:
     def _read_image(self, image_id: int) -> Image | None:
         if self._files is None:
             return None
-        if image_id not in self._files or not self._files[image_id].is_file():
+        if image_id not in self._files or not split_page(self._files[image_id])[0].is_file():
             path = self._files.get(image_id, f"image {image_id}")
             self._defects[image_id] = "missing", f"{path}: there is no such file"
             return None
         path = self._files[image_id]
         try:
-            image = read_image(path)
+            image = _read_to_show(path)
         except ImageError as error:
             self._defects[image_id] = "unreadable", str(error)
             return None
@@ -168,6 +171,25 @@ class _Painter:
             for kind, of_kind in shapes
             for record in of_kind
         ]
+
+
+def _read_to_show(path: Path) -> Image:
+    """An image of any number of channels and 8 or 16 bits as RGB.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    file, page = split_page(path)
+    channels = 3
+    try:
+        if is_tiff(file):
+            layout = read_layout(file, page)
+            channels = layout.colours if layout.pages == 1 else layout.pages
+    except TiffError as error:
+        raise ImageError(path, str(error)) from error
+    # Cameras of 16 bits use a small part of their range, which would look black.
+    pixels = read_image(path, channels=channels, bits16="stretch")
+    return displayable(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _shape(outcome: Outcome, record: dict[str, Any], name: str, size: Size | None) -> Shape:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
@@ -18,6 +17,7 @@ from instseg.data.semantic_targets import SemanticTarget
 from instseg.data.weight_map import UNetWeights
 from instseg.evaluation.dsb import DsbEvaluator
 from instseg.evaluation.em import EmEvaluator
+from instseg.evaluation.multi_label import MultiLabelEvaluator
 from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.threshold import ThresholdEvaluator
 from instseg.evaluation.with_truth import Scorer, TruthEvaluator
@@ -85,7 +85,7 @@ def map_scorers(
     scorers: MapScorers = {}
     for kind in kinds:
         if kind == "semantic":
-            scorers |= _semantic(model, class_names, relabel or _itself)
+            scorers[kind] = _semantic(model, class_names, relabel or _itself)
             continue
         if len(class_names) != 1:
             raise ConfigError(
@@ -99,25 +99,18 @@ def map_scorers(
     return scorers
 
 
-def _semantic(model: SemanticConfig, class_names: Sequence[str], relabel: Relabel) -> MapScorers:
-    if model.classes != "multilabel":
-        names = list(class_names)
-        if model.classes == "border":
-            names = ["background", "inside", "border"]
-        elif model.background:
-            names = ["background", *names]
-        return {
-            "semantic": Scorer(
-                SemanticEvaluator(names), lambda p: relabel(p).labels, lambda t: t.labels
-            )
-        }
-    # Classes that overlap are scored one by one, each against all that it is not.
-    return {
-        "semantic" if len(class_names) == 1 else f"semantic {name}": Scorer(
-            SemanticEvaluator(["background", name]), _Channel(k, relabel), _Channel(k)
-        )
-        for k, name in enumerate(class_names)
-    }
+def _semantic(
+    model: SemanticConfig, class_names: Sequence[str], relabel: Relabel
+) -> Scorer[SemanticMap, SemanticMap]:
+    names = list(class_names)
+    evaluator: MultiLabelEvaluator | SemanticEvaluator
+    if model.classes == "multilabel":
+        evaluator = MultiLabelEvaluator(names)
+    elif model.classes == "border":
+        evaluator = SemanticEvaluator(["background", "inside", "border"])
+    else:
+        evaluator = SemanticEvaluator(["background", *names] if model.background else names)
+    return Scorer(evaluator, lambda p: relabel(p).labels, lambda t: t.labels)
 
 
 def build_target(config: Config, num_classes: int) -> SemanticTarget:
@@ -151,17 +144,6 @@ class _Truth:
 
     def __call__(self, image_id: int) -> Any:
         return self._make(instances_of(self._records[image_id], with_masks=True))
-
-
-class _Channel:
-    """The map of one of several classes that may overlap."""
-
-    def __init__(self, index: int, relabel: Relabel | None = None) -> None:
-        self._index = index
-        self._relabel = relabel or _itself
-
-    def __call__(self, semantic: SemanticMap) -> Tensor:
-        return self._relabel(semantic).labels[self._index]
 
 
 def _itself(semantic: SemanticMap) -> SemanticMap:

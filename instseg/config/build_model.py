@@ -32,7 +32,7 @@ from instseg.models.heads import (
     MaskPredictor,
     RPNHead,
 )
-from instseg.models.layers import Norm
+from instseg.models.layers import Norm, group_norm
 from instseg.models.matcher import Matcher, Sampler
 from instseg.models.necks import FPN
 from instseg.models.preprocess import Preprocess
@@ -162,8 +162,4 @@ def _pooler(neck: FPN, size: int, aligned: bool) -> MultiscaleRoIAlign:
 
 
 def _norm(name: str | None) -> Norm | None:
-    return {"batch": nn.BatchNorm2d, "group": _groups_of_eight, None: None}[name]
-
-
-def _groups_of_eight(channels: int) -> nn.Module:
-    return nn.GroupNorm(max(1, channels // 8), channels)
+    return {"batch": nn.BatchNorm2d, "group": group_norm, None: None}[name]

@@ -20,6 +20,7 @@ from instseg.config.schema_semantic import (
     MarkerWatershedConfig,
     NetworkConfig,
     NormName,
+    PatchClassifierConfig,
     SegNetConfig,
     SemanticConfig,
     TernausNetConfig,
@@ -30,9 +31,8 @@ from instseg.config.schema_semantic import (
 from instseg.losses.segmentation import SegmentationLoss
 from instseg.models.backbones import Backbone
 from instseg.models.backbones.vgg import VGG
-from instseg.models.layers import Norm
+from instseg.models.layers import Norm, group_norm
 from instseg.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from instseg.models.semantic.decoders.fpn import group_norm
 from instseg.models.semantic.fcn import FCN, fcn_vgg16
 from instseg.models.semantic.fpn import fpn_segmentation, unet_fpn
 from instseg.models.semantic.instances import (
@@ -42,6 +42,7 @@ from instseg.models.semantic.instances import (
     MarkerWatershed,
 )
 from instseg.models.semantic.network import EncoderDecoder, SegmentationNetwork
+from instseg.models.semantic.patch_classifier import patch_fcn
 from instseg.models.semantic.segmenter import SemanticSegmenter
 from instseg.models.semantic.segnet import SegNet, segnet_vgg16
 from instseg.models.semantic.ternausnet import ternausnet
@@ -67,6 +68,17 @@ def build_semantic(
             + (" (the background first)" if config.classes == "multiclass" else "")
         )
     multi_label = config.classes == "multilabel"
+    if outputs < 2 and not multi_label:
+        raise ConfigError(
+            "model.background: false leaves a single class, which excludes no other: set "
+            "background: true, or classes: multilabel"
+        )
+    try:
+        network = _network(config.network, outputs, config.image_channels, load_backbone)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"model.network: {error}") from None
     try:
         loss = SegmentationLoss(
             config.loss,
@@ -78,7 +90,7 @@ def build_semantic(
         raise ConfigError(f"model.loss: {error}") from None
     return SemanticSegmenter(
         _preprocess(config),
-        _network(config.network, outputs, config.image_channels, load_backbone),
+        network,
         loss,
         multi_label=multi_label,
         threshold=config.threshold,
@@ -142,6 +154,9 @@ def _network(config: NetworkConfig, outputs: int, channels: int, load: bool) -> 
                 pyramid_channels=config.pyramid_channels,
                 segmentation_channels=config.segmentation_channels,
             )
+        case PatchClassifierConfig():
+            options = config.model_dump(exclude={"name"})
+            return patch_fcn(outputs, in_channels=channels, **options)
         case _:
             assert_never(config)
 

@@ -19,7 +19,7 @@ from instseg.config.schema_base import (
     Probability,
     Section,
 )
-from instseg.config.schema_data import DataConfig, ResizeTransformConfig
+from instseg.config.schema_data import DataConfig, ResizeTransformConfig, refuse_drawn_sizes
 from instseg.config.schema_model import ModelConfig
 
 
@@ -132,12 +132,7 @@ class InferenceConfig(Section):
 
     @model_validator(mode="after")
     def _nothing_is_drawn(self) -> InferenceConfig:
-        for transform in self.transforms:
-            if transform.sizes is not None and len(transform.sizes) > 1:
-                raise ValueError(
-                    f"transforms: {transform.name} would draw one of its sizes for each image; "
-                    f"give one size, not {transform.sizes}"
-                )
+        refuse_drawn_sizes("transforms", self.transforms)
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -208,6 +209,16 @@ ResizeTransformConfig = Annotated[
 ]
 
 
+def refuse_drawn_sizes(key: str, transforms: Sequence[ResizeTransformConfig]) -> None:
+    """Raise ValueError where one would draw a size for each image: predictions must repeat."""
+    for transform in transforms:
+        if transform.sizes is not None and len(transform.sizes) > 1:
+            raise ValueError(
+                f"{key}: {transform.name} would draw one of its sizes for each image; give one "
+                f"size, not {transform.sizes}"
+            )
+
+
 class CopyPasteConfig(Section):
     """Simple Copy-Paste: objects of a second image pasted over the first."""
 
@@ -284,12 +295,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _validation_draws_nothing(self) -> DataConfig:
-        for transform in self.val_transforms:
-            if transform.sizes is not None and len(transform.sizes) > 1:
-                raise ValueError(
-                    f"val_transforms: {transform.name} would draw one of its sizes for each "
-                    f"image; give one size, not {transform.sizes}"
-                )
+        refuse_drawn_sizes("val_transforms", self.val_transforms)
         return self
 
     @model_validator(mode="after")

@@ -112,6 +112,18 @@ class UNetFpnConfig(Section):
     segmentation_channels: PositiveInt = 64
 
 
+class PatchClassifierConfig(Section):
+    """The sliding-window classifier of pixels that these networks replaced, as an FCN."""
+
+    name: Literal["patch_classifier"]
+    window: PositiveInt = 95
+    kernels: Annotated[list[PositiveInt], Field(min_length=1)] = [4, 5, 4, 4]
+    """Side of each convolution's kernel; 2x2 max pooling follows each."""
+    maps: PositiveInt = 48
+    hidden: PositiveInt = 200
+    activation: Literal["tanh", "relu"] = "tanh"
+
+
 NetworkConfig = Annotated[
     UNetConfig
     | EncoderUNetConfig
@@ -119,7 +131,8 @@ NetworkConfig = Annotated[
     | FcnConfig
     | SegNetConfig
     | FpnSegmentationConfig
-    | UNetFpnConfig,
+    | UNetFpnConfig
+    | PatchClassifierConfig,
     Field(discriminator="name"),
 ]
 
@@ -212,7 +225,9 @@ class SemanticConfig(Section):
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.image_channels:
-                raise ValueError(f"{name} has {len(values)} values for {self.image_channels} channels")
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.image_channels} channels"
+                )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from instseg.config.build_data import build_transforms
 from instseg.config.build_model import Model, build_model
 from instseg.config.loader import dump_config, parse_config
 from instseg.config.schema import Config, InferenceConfig, InitConfig
+from instseg.config.schema_semantic import SemanticConfig
+from instseg.data.image_io import read_image
 from instseg.data.transforms import Compose
 from instseg.engine.errors import CheckpointError
 from instseg.engine.weights import METADATA_KEY, load_weights
@@ -32,16 +35,55 @@ class TrainedModel:
         model: on the CPU.
         transforms: what is done to an image before the model sees it.
         categories: ``id`` and ``name`` of each label, in order.
+        config: what the model and its transforms were built from.
     """
 
     model: Model
     transforms: Compose
     categories: list[dict[str, Any]]
+    config: InferenceConfig
 
     @property
     def class_names(self) -> list[str]:
         """The class names, in label order."""
         return [c["name"] for c in self.categories]
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that the model takes: 3 is RGB, 1 gray."""
+        return self.config.model.image_channels
+
+    @property
+    def image_bits(self) -> int:
+        """Bits of their values that the model sees, 8 or 16: see `read_image`."""
+        return self.config.model.image_bits
+
+    @property
+    def map_names(self) -> list[str]:
+        """The classes of the channels of its class maps, in order; none where it makes no maps."""
+        model, names = self.config.model, self.class_names
+        if not isinstance(model, SemanticConfig):
+            return []
+        if model.classes == "border":
+            return ["background", "inside", "border"]
+        return ["background", *names] if self.map_background else names
+
+    @property
+    def map_background(self) -> bool:
+        """Whether its class maps have a background, which then is class 0."""
+        model = self.config.model
+        return isinstance(model, SemanticConfig) and (
+            model.classes == "border" or (model.classes == "multiclass" and model.background)
+        )
+
+    def read_image(self, path: str | Path) -> npt.NDArray[Any]:
+        """An image as the model takes it, ``[H, W, C]``: uint8, or uint16 of a 16-bit file.
+
+        Raises:
+            ImageError: it cannot be read, or has other channels; see `instseg.data.image_io`.
+        """
+        kept = self.image_bits == 16
+        return read_image(path, channels=self.image_channels, bits16="keep" if kept else "scale")
 
 
 def describe_weights(
@@ -74,7 +116,7 @@ def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedMo
     model = build_model(config.model, num_classes=len(categories), load_backbone=False)
     check_state_dict(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
-    return TrainedModel(model.eval(), build_transforms(config.transforms), categories)
+    return TrainedModel(model.eval(), build_transforms(config.transforms), categories, config)
 
 
 def load_initial(model: Model, init: InitConfig, class_names: Sequence[str]) -> None:

@@ -6,15 +6,18 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import hotcoco
+import numpy.typing as npt
 
 from instseg.data.coco import load_coco, parse_segmentation
 from instseg.data.defects import Defect, Severity, has_errors, has_mask
 from instseg.data.image_io import ImageError, read_image
 from instseg.data.index import locate_images, screen
+from instseg.data.tiff import split_page
 from instseg.ops import rle
 from instseg.structures.geometry import Size
 
@@ -39,6 +42,8 @@ def check_coco(
     annotation_file: Path,
     image_root: Path,
     *,
+    channels: int = 3,
+    bits16: Literal["scale", "keep"] = "scale",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Defect]:
     """Every defect of a data set: record rules, image files, decoded masks, statistics.
@@ -49,12 +54,18 @@ def check_coco(
     Args:
         annotation_file: the COCO JSON file.
         image_root: the folder that ``file_name`` is relative to.
+        channels: of the images; those of another number count as unreadable.
+        bits16: how the model will take 16-bit images. See `read_image`.
         on_progress: called with (images done, images in all) after each image.
 
     Raises:
         FileNotFoundError: the file or the folder does not exist.
         AnnotationError: the file cannot be read as COCO at all.
+        ValueError: ``channels`` is less than 1.
     """
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+    read = partial(read_image, channels=channels, bits16=bits16)
     coco = load_coco(annotation_file)
     file = str(annotation_file)
     need_masks = any(isinstance(a, dict) and has_mask(a) for a in coco["annotations"])
@@ -69,7 +80,7 @@ def check_coco(
 
     sizes: dict[int, Size] = {image["id"]: (image["height"], image["width"]) for image in images}
     for done, (image_id, path) in enumerate(paths.items(), start=1):
-        defects += _file_defects(path, image_id, sizes[image_id], file)
+        defects += _file_defects(path, image_id, sizes[image_id], file, read)
         if on_progress is not None:
             on_progress(done, len(paths))
     if need_masks:
@@ -110,9 +121,11 @@ def _place(defect: Defect) -> str:
     return place
 
 
-def _file_defects(path: Path, image_id: int, size: Size, file: str) -> Iterator[Defect]:
+def _file_defects(
+    path: Path, image_id: int, size: Size, file: str, read: Callable[[Path], npt.NDArray[Any]]
+) -> Iterator[Defect]:
     try:
-        actual = read_image(path).shape[:2]
+        actual = read(path).shape[:2]
     except ImageError as error:
         yield Defect("image-unreadable", Severity.ERROR, str(error), file, image_id)
         return
@@ -163,7 +176,7 @@ def _box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 def _unreferenced(images: list[Any], image_root: Path, file: str) -> Iterator[Defect]:
     named = {
-        PurePosixPath(image["file_name"]).as_posix()
+        PurePosixPath(split_page(image["file_name"])[0]).as_posix()
         for image in images
         if isinstance(image, dict) and isinstance(image.get("file_name"), str)
     }

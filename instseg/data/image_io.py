@@ -261,11 +261,13 @@ def _read_pages(
 ) -> npt.NDArray[Any]:
     """The pages of a TIFF as the channels of one image."""
     if layout.samples != 1 or layout.pages != channels:
-        whole = f", or set data.channels to {layout.pages} if they are the channels of one image"
+        whole = (
+            f", or set model.image_channels to {layout.pages} if they are the channels of one image"
+        )
         raise ImageError(
             path,
-            f"has {layout.pages} pages, but data.channels is {channels}; if they are images, name "
-            f"one, such as {path}#page=0{whole if layout.samples == 1 else ''}",
+            f"has {layout.pages} pages, but model.image_channels is {channels}; if they are "
+            f"images, name one, such as {path}#page=0{whole if layout.samples == 1 else ''}",
         )
     _check_bytes(path, layout, channels)
     names = [page_name(str(path), page, layout.pages) for page in range(layout.pages)]
@@ -305,7 +307,7 @@ def _wrong_channels(path: str | Path, found: int, channels: int, *, alpha: bool)
     return ImageError(
         path,
         f"has {found} channel{'' if found == 1 else 's'}{' and alpha' if alpha else ''}, but "
-        f"data.channels is {channels}; set data.channels to {' or '.join(map(str, valid))}",
+        f"model.image_channels is {channels}; set it to {' or '.join(map(str, valid))}",
     )
 
 
@@ -322,7 +324,7 @@ def _gray(path: str | Path, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not is_gray(pixels):
         raise ImageError(
             path,
-            "is a colour image, but data.channels is 1; set data.channels to 3, or save it as gray",
+            "is a colour image, but model.image_channels is 1; set it to 3, or save it as gray",
         )
     return pixels[..., :1]
 

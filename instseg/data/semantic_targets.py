@@ -18,6 +18,7 @@ from scipy import ndimage
 from instseg.data.mask_columns import decode_columns
 from instseg.data.weight_map import UNetWeights, components
 from instseg.ops import instance_rles, rle
+from instseg.ops.distance_transform import distance_transform
 from instseg.structures.geometry import Size
 from instseg.structures.instances import Instances
 from instseg.structures.semantic_map import IGNORE, SemanticMap
@@ -196,7 +197,7 @@ def inside_and_border(numbers: Numbers, border_width: int) -> Pixels:
         if number in lost:
             around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
             mask = (numbers[around] == number).astype(np.uint8)
-            depth = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            depth = distance_transform(mask)
             classes[around][depth == depth.max()] = INSIDE
     return classes
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from instseg.ops.distance_transform import distance_transform
 from instseg.structures.semantic_map import IGNORE
 
 # Cells further away than this many sigma count as infinitely far.
@@ -142,7 +143,7 @@ def gap_weights(cells: npt.NDArray[np.int32], w0: float = 10.0, sigma: float = 5
             continue
         around = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
         outside = (cells[around] != number).astype(np.uint8)
-        distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = distance_transform(outside)
         first, runner_up = nearest[around], second[around]
         np.minimum(runner_up, np.maximum(first, distance), out=runner_up)
         np.minimum(first, distance, out=first)

@@ -98,9 +98,14 @@ def replicate(
 
 
 def interval(
-    value: float, replicates: Floats, confidence: float = 0.95, *, images: int = 2
+    value: float,
+    replicates: Floats,
+    confidence: float = 0.95,
+    *,
+    images: int = 2,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """The normal interval of a figure in [0, 1]: plus and minus its bootstrap standard error.
+    """The normal interval of a figure: plus and minus its bootstrap standard error.
 
     The standard error needs far fewer replicates than percentiles do, and replicates of average
     precision are biased where objects are few, which would move percentiles.
@@ -110,12 +115,14 @@ def interval(
         replicates: ``float64 [B]``; NaN for those without ground truth.
         confidence: share of data sets whose interval holds the true value.
         images: how many hold an object that the figure counts; with one there is no interval.
+        bounds: least and greatest value that the figure can have.
     """
     error = standard_error(replicates)
-    if value < 0 or error is None or images < 2:
+    low, high = bounds
+    if value < low or error is None or images < 2:
         return Interval(value, None, None)
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
+    return Interval(value, max(low, value - reach), min(high, value + reach))
 
 
 def p_value(difference: float, replicates: Floats) -> float | None:

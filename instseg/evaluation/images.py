@@ -61,6 +61,8 @@ class ImageEvaluator(PerImageEvaluator[ImageFigures]):
             side below 11 pixels, or hold values that are not finite.
     """
 
+    bounds: Mapping[str, tuple[float, float]] = {"psnr": (0.0, MAX_PSNR), "ssim": (-1.0, 1.0)}
+
     def _record(self, prediction: ImageTarget, target: ImageTarget) -> ImageFigures:
         made, true = (t.unit.detach().cpu().double().numpy() for t in (prediction, target))
         if made.shape != true.shape:

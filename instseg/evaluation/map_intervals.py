@@ -39,6 +39,7 @@ def stat_intervals(
     intervals = {}
     for name, value in stats.items():
         values = np.array([row[name] for row in drawn], dtype=np.float64)
-        values[values < 0] = np.nan
-        intervals[name] = interval(value, values, options.confidence, images=images)
+        bounds = evaluator.bounds.get(name, (0.0, 1.0))
+        values[values < bounds[0]] = np.nan
+        intervals[name] = interval(value, values, options.confidence, images=images, bounds=bounds)
     return intervals

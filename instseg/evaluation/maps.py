@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -33,7 +33,12 @@ class PerImageEvaluator(ABC, Generic[Record]):
 
     Args:
         settings: what must be equal for two evaluators to be merged.
+
+    Attributes:
+        bounds: least and greatest value of the figures that are not in [0, 1].
     """
+
+    bounds: Mapping[str, tuple[float, float]] = {}
 
     def __init__(self, **settings: object) -> None:
         self._settings = settings

@@ -38,6 +38,9 @@ class Network(Protocol):
     def output_size(self, size: int) -> int:
         """The side of the logits for a valid side."""
 
+    def covering_size(self, size: int) -> int:
+        """The least valid side whose logits cover ``size`` pixels."""
+
 
 @dataclass(frozen=True, eq=False)
 class Window:
@@ -118,8 +121,8 @@ class _Axis:
 
     @classmethod
     def of(cls, network: Network, length: int, tile: int, overlap: int) -> _Axis:
-        canvas = _input_side(network, length)
-        side = min(_input_side(network, max(tile - 2 * network.border, 1)), canvas)
+        canvas = network.covering_size(length)
+        side = min(network.covering_size(max(tile - 2 * network.border, 1)), canvas)
         output, last = network.output_size(side), canvas - side
         starts = [0]
         if last > 0:
@@ -162,11 +165,3 @@ class _Axis:
         """Parts that abut: the cuts lie amid the overlaps."""
         cuts = [(left + self.output + right) // 2 for left, right in pairwise(self.starts)]
         return list(pairwise([0, *cuts, self.starts[-1] + self.output]))
-
-
-def _input_side(network: Network, size: int) -> int:
-    """The least valid side whose logits cover ``size`` pixels."""
-    side = network.valid_size(size + 2 * network.border)
-    while network.output_size(side) < size:
-        side = network.valid_size(side + 1)
-    return side

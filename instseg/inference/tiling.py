@@ -18,7 +18,7 @@ OnTile = Callable[[int, int], None]
 """Told (tiles done, tiles in all) after each batch."""
 
 
-class _Callable(Network, Protocol):
+class _RunnableNetwork(Network, Protocol):
     in_channels: int
     num_outputs: int
 
@@ -33,7 +33,7 @@ class Segmenter(Protocol):
     threshold: float
 
     @property
-    def network(self) -> _Callable:
+    def network(self) -> _RunnableNetwork:
         """From normalised images to logits."""
 
     @property

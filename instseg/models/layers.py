@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -38,6 +39,12 @@ def conv_block(
     if activation:
         block.append(nn.ReLU(inplace=True))
     return block
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Group norm (Wu and He, 2018) with the usual 32 groups, fewer where they would be of under
+    four channels."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 
 def init_normal(layer: nn.Module, std: float) -> None:

@@ -14,12 +14,14 @@ def displayable(image: Tensor) -> Image:
 
     Args:
         image: ``[C, H, W]``, uint8, uint16 or floating in 0..1. One channel is gray, of more than
-            three the first three are shown, of two the first.
+            three the first three are shown, of two the first. Of uint16 the smallest value shown
+            becomes black and the largest white, since cameras fill only a part of its range.
     """
     shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
     pixels = shown.permute(1, 2, 0).cpu().numpy()
     if pixels.dtype == np.uint16:
-        return (pixels >> 8).astype(np.uint8)
+        low, high = int(pixels.min()), int(pixels.max())
+        return ((pixels - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
     if pixels.dtype.kind == "f":
         return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(pixels, dtype=np.uint8)

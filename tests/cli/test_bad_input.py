@@ -111,7 +111,7 @@ def test_all_mistakes_are_told_at_once(
         ([], "train.best_metric=segm/ap", ["train.best_metric 'segm/ap'", "segm/AP,"]),
         ([], "train.device=abacus", ["train.device: ", "abacus"]),
         ([], "train.device=cuda:99", ["train.device is 'cuda:99': torch sees"]),
-        ([], "model.image_mean=[0.5]", ["model.image_mean", "three values"]),
+        ([], "model.image_mean=[0.5]", ["model.image_mean", "need a value for each"]),
         (
             [
                 ("mask_rcnn", "faster_rcnn"),

@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from instseg.cli.dataset import main
 
@@ -98,6 +100,96 @@ def test_every_format_is_reachable(tmp_path):
     assert found == [["cat"], ["cat"], ["cat"], ["cat"], ["thing"]]
 
 
+# --- semantic masks ------------------------------------------------------------------------------
+
+
+def save_semantic(root: Path, labels: np.ndarray, suffix: str = "") -> list[str]:
+    """An image ``a.png`` and its mask of gray values or colours; the start of the command."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(exist_ok=True)
+    Image.fromarray(np.zeros(labels.shape[:2], np.uint8)).save(root / "images" / "a.png")
+    Image.fromarray(labels).save(root / "masks" / f"a{suffix}.png")
+    folders = [str(root / "images"), str(root / "masks")]
+    return ["convert", "semantic-png", *folders, "--output", str(root / "out.json")]
+
+
+def areas(root: Path) -> list[tuple[str, int, int]]:
+    """(class, is crowd, pixels) of each annotation."""
+    coco = json.loads((root / "out.json").read_text())
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    return [(names[a["category_id"]], a["iscrowd"], a["area"]) for a in coco["annotations"]]
+
+
+def test_semantic_masks_say_what_their_values_were_taken_for(tmp_path, capsys):
+    labels = np.zeros((8, 10), np.uint8)
+    labels[2:4, 3:8] = 255
+    argv = save_semantic(tmp_path, labels, "_mask")
+    assert main([*argv, "--mask-suffix", "_mask", "--category", "cell"]) == 0
+    assert areas(tmp_path) == [("cell", 0, 10)]
+    told = capsys.readouterr()
+    assert "1 images, 1 objects, classes: cell" in told.out
+    log = "".join(told.err.split())  # lines are wrapped
+    assert "themasksholdthevalues{0,255}:readas0=background,255=cell" in log
+
+
+def test_semantic_values_and_colours_on_the_command_line(tmp_path, capsys):
+    labels = np.array([[0, 1, 1, 9], [2, 2, 2, 0]], np.uint8)
+    argv = [*save_semantic(tmp_path, labels), "--classes", "road=1", "a=b=2", "--ignore", "9"]
+    assert main(argv) == 0
+    assert areas(tmp_path) == [("road", 0, 2), ("a=b", 0, 3), ("road", 1, 1)]
+    assert main([*argv[:-2], "--background", "9"]) == 2  # then 0 means nothing
+    assert "holds values without meaning: 0 (2 pixels)" in capsys.readouterr().err
+    colours = np.array([[[0, 0, 0], [128, 64, 0]], [[128, 64, 0], [1, 2, 3]]], np.uint8)
+    argv = [*save_semantic(tmp_path, colours), "--classes", "road=128,64,0", "--ignore", "1,2,3"]
+    assert main(argv) == 0
+    assert areas(tmp_path) == [("road", 0, 2), ("road", 1, 1)]
+
+
+def test_a_stack_is_converted_and_its_pages_are_checked(tmp_path, capsys):
+    labels = np.zeros((3, 20, 24), np.uint8)
+    labels[:, 4:12, 6:15] = 1
+    pixels = np.random.default_rng(0).integers(0, 65536, labels.shape).astype(np.uint16)
+    (tmp_path / "images").mkdir()
+    stack, masks = tmp_path / "images" / "stack.tif", tmp_path / "masks.tif"
+    tifffile.imwrite(stack, pixels, photometric="minisblack")
+    tifffile.imwrite(masks, labels, photometric="minisblack")
+    output = str(tmp_path / "out.json")
+    assert main(["convert", "semantic-png", str(stack), str(masks), "--output", output]) == 0
+    names = [i["file_name"] for i in json.loads(Path(output).read_text())["images"]]
+    assert names == [f"stack.tif#page={i}" for i in range(3)]
+    argv = ["check", output, "--images", str(tmp_path / "images")]
+    assert main([*argv, "--channels", "1", "--bits", "16"]) == 0
+    assert "image-unreferenced" not in capsys.readouterr().out
+    assert main([*argv, "--channels", "2"]) == 1
+    assert "image-unreadable (3)" in capsys.readouterr().out
+    assert main([*argv, "--channels", "0"]) == 2
+    assert "channels must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "cell=7"], "holds values without meaning: 1 (4 pixels)"),
+        (["--classes", "cell=0"], "holds values without meaning: 1 (4 pixels)"),
+        (["--classes", "a=1", "b=1"], "classes['b'] and classes['a'] have one value, 1"),
+        (["--classes", "a=1", "a=2"], "--classes must name each class once, got a, a"),
+        (["--classes", "a=1", "b=1,2,3"], "give values or colours [r, g, b], not both"),
+        (["--classes", "a=1", "--ignore", "-1"], "ignore must be a value from 0 or a colour"),
+        (["--classes", "a=300,0,0"], "must be a value from 0 or a colour [r, g, b] of 0..255"),
+    ],
+)
+def test_semantic_values_that_cannot_be(tmp_path, capsys, options, message):
+    argv = save_semantic(tmp_path, np.array([[0, 1, 1], [0, 1, 1]], np.uint8))
+    assert main([*argv, *options]) == 2
+    printed = capsys.readouterr().err
+    assert "error:" in printed
+    assert message in printed
+    assert not (tmp_path / "out.json").exists()
+
+
+# --- anchors -------------------------------------------------------------------------------------
+
+
 def boxes_file(folder: Path, *sides: tuple[float, float], crowd: bool = False) -> str:
     """A COCO file of one image of height 100 and width 200 with boxes of these widths, heights."""
     annotations = [
@@ -183,7 +275,12 @@ def test_impossible_folds_exit_2(tmp_path, capsys):
         ["convert", "yolo", "a", "b", "--output", "o"],
         ["convert", "via", "a", "b", "--output", "o"],
         ["convert", "via", "a", "b", "--output", "o", "--attribute", "x", "--category", "y"],
+        ["convert", "semantic-png", "a", "b", "--output", "o", "--classes", "cell"],
+        ["convert", "semantic-png", "a", "b", "--output", "o", "--classes", "=1"],
+        ["convert", "semantic-png", "a", "b", "--output", "o", "--classes", "cell=1,2"],
+        ["convert", "semantic-png", "a", "b", "--output", "o", "--ignore", "white"],
         ["check", "a.json"],
+        ["check", "a.json", "--images", "b", "--bits", "12"],
         ["anchors", "--annotations", "a", "--number", "3"],
         ["anchors", "--annotations", "a", "--number", "3", "--letterbox", "9"],
         ["anchors", "--annotations", "a", "--letterbox", "9", "9"],

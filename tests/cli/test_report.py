@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from instseg.cli import report
 from instseg.cli.report import write_evaluation_report
@@ -237,6 +238,43 @@ def test_images_that_cannot_be_shown_are_counted_in_one_warning(
 def pictures_of(page: Path) -> list[Record]:
     pictures: list[Record] = document(page)["iou_types"]["bbox"]["pictures"]
     return pictures
+
+
+def test_images_of_other_channels_and_16_bits_are_shown(
+    small_set: Path, tmp_path: Path, drawn: Drawn, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth = load_ground_truth(small_set / "annotations.json", BOTH)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    # A camera of 16 bits that uses 12 of them; five channels; pages that are images, and channels.
+    gray = rng.integers(100, 4096, (3, *SIZE)).astype(np.uint16)
+    gray[:, 0, :2] = 100, 4095
+    paths = files(tmp_path, truth)
+    for i, (image_id, path) in enumerate(paths.items()):
+        kind = i % 4
+        if kind == 0:
+            assert cv2.imwrite(str(path), gray[0])
+        elif kind == 1:
+            five = np.moveaxis(np.stack([*gray, *gray[:2]]), 0, 2)
+            tifffile.imwrite(path, five, photometric="minisblack", planarconfig="contig")
+        else:
+            tifffile.imwrite(path, gray, photometric="minisblack")
+        if kind == 3:
+            paths[image_id] = path.with_name(f"{path.name}#page=1")
+    with caplog.at_level(logging.WARNING, "instseg"):
+        write(tmp_path / "report", truth, detections(truth), BOTH, paths)
+    assert not caplog.records
+    stretched = ((gray - 100.0) * (255 / 3995) + 0.5).astype(np.uint8)
+    expected = {
+        stretched[0].tobytes(): 0, np.moveaxis(stretched, 0, 2).tobytes(): 1,
+        stretched[1].tobytes(): 3,
+    }  # fmt: skip
+    for image, _, options in drawn.whole:
+        assert not options["note"]
+        assert image.shape == (*SIZE, 3)
+    shown = {expected[(i if np.ptp(i, axis=2).any() else i[..., 0]).tobytes()]
+             for i, _, _ in drawn.whole}  # fmt: skip
+    assert shown == {0, 1, 3}
 
 
 def test_an_image_turned_by_its_camera_is_upright(

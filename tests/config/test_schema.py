@@ -83,7 +83,7 @@ def test_the_smallest_configuration(tmp_path: Path) -> None:
         ("model.anchors.sizes=[[8], [9, 10]]", "every level of sizes needs the same number"),
         ("model.anchors.aspect_ratios=[]", "aspect_ratios: expected at least 1 items"),
         ("model.rpn.negative_iou=0.8", "negative_iou 0.8 is over positive_iou 0.7"),
-        ("model.image_std=[1, 1]", "model.image_mean and model.image_std need three values"),
+        ("model.image_std=[1, 1]", "model.image_mean and model.image_std need a value for each"),
         ("model.image_std=[1, 1, 0]", "model.image_std.2: should be greater than 0"),
         ("model={name: faster_rcnn, mask_head: {name: fcn}}", "unknown key 'mask_head' in model"),
         ("data.on_error=ignore", "data.on_error: expected 'raise' or 'skip', got 'ignore'"),

@@ -24,7 +24,8 @@ def _own_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_model_loader_and_options(path: Path) -> None:
     config = load_config(path, Config, [])
+    classes = 1 if getattr(config.model, "classes", None) == "border" else 80
     with torch.device("meta"):  # the shapes alone
-        model = build_model(config.model, num_classes=80, load_backbone=False)
+        model = build_model(config.model, num_classes=classes, load_backbone=False)
     assert sum(p.numel() for p in model.parameters()) > 100_000
     assert build_options(config).epochs == config.train.epochs

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from instseg.data.check import check_coco, format_report, has_errors
@@ -236,6 +237,24 @@ def test_unreadable_images(folder: Path) -> None:
         ("image-unreadable", ERROR, 2, None),
     ]
     assert str(path) in defects[0].message
+
+
+def test_images_of_other_channels_and_16_bits(folder: Path) -> None:
+    """They are unreadable only as what they are not."""
+    five = np.random.default_rng(0).integers(0, 65536, (H, W, 5)).astype(np.uint16)
+    kind = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(folder / "images" / "a.png", five, **kind)
+    tifffile.imwrite(
+        folder / "images" / "sub" / "b.jpg", np.moveaxis(five, 2, 0), photometric="minisblack"
+    )
+    assert brief(check(folder, sound())) == [
+        ("image-unreadable", ERROR, 1, None),
+        ("image-unreadable", ERROR, 2, None),
+    ]
+    assert check(folder, sound(), channels=5) == []
+    assert check(folder, sound(), channels=5, bits16="keep") == []
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        check(folder, sound(), channels=0)
 
 
 def test_a_size_swapped_by_exif_is_explained(folder: Path) -> None:

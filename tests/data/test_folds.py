@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from instseg.data.folds import select_images, take_fold
+from instseg.data.folds import select_images, take_fold, take_names
 
 
 def make_coco(names: list[str]) -> dict:
@@ -85,3 +85,33 @@ def test_defective_records_stay_for_the_check_to_report():
     val = take_fold(coco, folds=2, index=0, part="val")
     assert val["images"] == [{"id": 1, "file_name": "a.png"}, 7, {"id": "x"}]
     assert val["annotations"] == [{"id": 2}, None, {"id": 3, "image_id": [1]}]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "left"),
+    [
+        (None, [], ["day/1.png", "day/2.png", "night/1.png", "A.png"]),
+        (["day/*"], [], ["day/1.png", "day/2.png"]),
+        (["*1.png"], [], ["day/1.png", "night/1.png"]),  # "*" matches "/" too
+        (["?.png"], [], ["A.png"]),
+        (["a.png"], [], []),  # case counts, on every system
+        (["*/[12].png"], ["night/*"], ["day/1.png", "day/2.png"]),
+        (None, ["*2*", "A*"], ["day/1.png", "night/1.png"]),
+        (["day/1.png", "night/1.png"], ["day/1.png"], ["night/1.png"]),
+        (["1.png"], [], []),  # the whole name
+    ],
+)
+def test_names_by_patterns(include, exclude, left):
+    coco = make_coco(["day/1.png", "day/2.png", "night/1.png", "A.png"])
+    before = copy.deepcopy(coco)
+    chosen = take_names(coco, include=include, exclude=exclude)
+    assert [image["file_name"] for image in chosen["images"]] == left
+    ids = [image["id"] for image in chosen["images"]]
+    assert [a["image_id"] for a in chosen["annotations"]] == [i for i in ids for _ in range(2)]
+    assert chosen["categories"] == coco["categories"]
+    assert coco == before
+
+
+def test_defective_records_stay_with_names_too():
+    coco = {"images": [{"id": 1, "file_name": "a"}, {"id": 2}], "annotations": [], "categories": []}
+    assert take_names(coco, include=["b"], exclude=[])["images"] == [{"id": 2}]

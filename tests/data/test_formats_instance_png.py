@@ -8,8 +8,8 @@ from pycocotools import mask as coco_mask
 
 from instseg.data.folds import take_fold
 from instseg.data.formats import FormatError, instance_png
-from instseg.data.formats.label_images import label_rles
 from instseg.data.image_io import ImageError
+from instseg.ops.label_images import label_rles
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

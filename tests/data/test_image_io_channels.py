@@ -60,7 +60,7 @@ def test_one_channel_of_gray(tmp_path: Path, data: bytes, expected: np.ndarray) 
 
 def test_one_channel_of_colour_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", png(RGB, 8, 2))
-    with pytest.raises(ImageError, match=r"a\.png: is a colour image.*set data\.channels to 3"):
+    with pytest.raises(ImageError, match=r"a\.png: is a colour image.*set it to 3"):
         read_image(path, channels=1)
     # Gray but for the alpha, which is no colour.
     alpha = write(tmp_path / "b.png", png(np.dstack([GRAY, GRAY, GRAY, RGBA[..., 3]]), 8, 6))
@@ -94,7 +94,7 @@ def test_another_number_of_channels(
     tmp_path: Path, data: bytes, channels: int, found: str, valid: str
 ) -> None:
     path = write(tmp_path / "a.png", data)
-    text = rf"a\.png: has {found}, but data\.channels is {channels}; set data\.channels to {valid}$"
+    text = rf"a\.png: has {found}, but model\.image_channels is {channels}; set it to {valid}$"
     with pytest.raises(ImageError, match=text):
         read_image(path, channels=channels)
 
@@ -148,7 +148,7 @@ def test_samples_of_a_tiff_are_channels(
     )
     equal(read_image(tmp_path / "a.tif", channels=5, bits16="keep"), np.moveaxis(stored, 0, 2))
     assert image_size(tmp_path / "a.tif") == (H, W)
-    text = r"a\.tif: has 5 channels, but data\.channels is 3; set data\.channels to 5$"
+    text = r"a\.tif: has 5 channels, but model\.image_channels is 3; set it to 5$"
     with pytest.raises(ImageError, match=text):
         read_image(tmp_path / "a.tif")
 
@@ -163,7 +163,7 @@ def test_colour_tiff_with_alpha_and_more(tmp_path: Path) -> None:
     six = np.dstack([RGB, RGB[::-1]])  # Pillow would leave out the last three
     tifffile.imwrite(tmp_path / "c.tif", six, photometric="rgb")
     equal(read_image(tmp_path / "c.tif", channels=6), six)
-    with pytest.raises(ImageError, match=r"c\.tif: has 6 channels, but data\.channels is 3"):
+    with pytest.raises(ImageError, match=r"c\.tif: has 6 channels, but model\.image_channels is 3"):
         read_image(tmp_path / "c.tif")
 
 
@@ -171,7 +171,7 @@ def test_two_channels_are_no_gray_and_alpha_unless_they_say_so(tmp_path: Path) -
     two = RGBA[..., :2].copy()
     tifffile.imwrite(tmp_path / "two.tif", two, photometric="minisblack", planarconfig="contig")
     equal(read_image(tmp_path / "two.tif", channels=2), two)
-    with pytest.raises(ImageError, match=r"has 2 channels, but data\.channels is 1"):
+    with pytest.raises(ImageError, match=r"has 2 channels, but model\.image_channels is 1"):
         read_image(tmp_path / "two.tif", channels=1)
     Image.fromarray(two, "LA").save(tmp_path / "la.tif")
     equal(read_image(tmp_path / "la.tif", channels=1), two[..., :1])
@@ -213,7 +213,7 @@ def test_pages_are_channels_or_images(tmp_path: Path, dtype: str, compression: s
     with pytest.raises(ImageError, match=r"s\.tif#page=4: has no page 4: its pages are 0 to 3"):
         read_image(f"{path}#page=4")
     for channels in (1, 3):
-        text = rf"has 4 pages, but data\.channels is {channels}; .*#page=0, or set .* to 4"
+        text = rf"has 4 pages, but model\.image_channels is {channels}; .*#page=0, or set .* to 4"
         with pytest.raises(ImageError, match=text):
             read_image(path, channels=channels)
     with pytest.raises(ImageError, match=r"s\.tif: is a stack of 4 pages; name one, such as"):

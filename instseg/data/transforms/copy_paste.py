@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from instseg.data.transforms.compose import drop_degenerate
 from instseg.data.transforms.mix import MixTransform, concatenate
-from instseg.data.transforms.moves import Pair, check_probability, random_window
+from instseg.data.transforms.moves import Pair, check_alike, check_probability, random_window
 from instseg.ops import instance_rles, rle
 from instseg.structures.instances import Instances
 from instseg.structures.masks import RLE, Segmentation, SparseMasks
@@ -59,11 +59,12 @@ class SimpleCopyPaste(MixTransform):
             run-length masks at the image's size. The base itself where nothing is pasted.
 
         Raises:
-            ValueError: a target has no masks.
+            ValueError: a target has no masks, or the images differ in dtype or number of channels.
         """
         image, target = base
         size = target.image_size
         ((donor_image, donor_target),) = partners
+        check_alike("SimpleCopyPaste", [image, donor_image])
         if donor_target.image_size != size:
             donor_image, donor_target = random_window(donor_image, donor_target, size, fill=0)
             donor_target = drop_degenerate(donor_target)
@@ -103,7 +104,7 @@ class SimpleCopyPaste(MixTransform):
         soft = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), self.blend_sigma)
         alpha = torch.from_numpy(soft)
         mixed: Tensor = image * (1 - alpha) + donor * alpha
-        return tv_tensors.Image(mixed.round().to(torch.uint8))
+        return tv_tensors.Image(mixed.round().to(image.dtype))
 
 
 def _with_pixels(target: Instances) -> Instances:

@@ -51,7 +51,8 @@ class LargeScaleJitter(PairTransform):
         size: (height, width) of every result.
         min_scale: least factor, > 0.
         max_scale: greatest factor.
-        fill: value of the padding, 0 to 255; the paper's is gray.
+        fill: value of the padding, 0 to 255; the paper's is gray. Images of 16 bits get the same
+            share of their range.
     """
 
     def __init__(

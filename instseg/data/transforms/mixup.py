@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from instseg.data.transforms.mix import MixTransform, concatenate
 from instseg.data.transforms.moves import (
     Pair,
+    check_alike,
     check_probability,
     check_scales,
     draw_float,
@@ -38,7 +39,8 @@ class MixUp(MixTransform):
         max_scale: greatest factor.
         min_visibility: share of the box of a partner's object that must be left, in [0, 1]; crowd
             regions stay as long as any of them is visible.
-        fill: value of the partner where its image does not reach, 0 to 255.
+        fill: value of the partner where its image does not reach, 0 to 255; of 16 bits the same
+            share of the range.
     """
 
     def __init__(
@@ -62,7 +64,11 @@ class MixUp(MixTransform):
         Returns:
             The mixed image, and the base's objects followed by those of the partner; the base
             itself where nothing is mixed.
+
+        Raises:
+            ValueError: the images differ in dtype or number of channels.
         """
+        check_alike("MixUp", [base[0], partners[0][0]])
         image, target = base
         if not len(target):
             return base
@@ -72,7 +78,7 @@ class MixUp(MixTransform):
         other = other[visible_enough(before, other, self.min_visibility)]
         if not len(other):
             return base
-        mixed = ((image.to(torch.int16) + other_image) // 2).to(torch.uint8)
+        mixed = ((image.to(torch.int32) + other_image.to(torch.int32)) // 2).to(image.dtype)
         return tv_tensors.Image(mixed), concatenate([target, other])
 
     def _jittered(self, partner: Pair, base: Pair) -> Pair:

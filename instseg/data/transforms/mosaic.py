@@ -10,10 +10,12 @@ from torchvision import tv_tensors
 from instseg.data.transforms.mix import MixTransform, bounded, concatenate
 from instseg.data.transforms.moves import (
     Pair,
+    check_alike,
     check_probability,
     check_scales,
     checked_size,
     draw_float,
+    intensity,
     resize,
     round_half_up,
     scaled,
@@ -44,7 +46,7 @@ class Mosaic(MixTransform):
         max_scale: greatest factor.
         max_shift: greatest shift along each axis, as a share of the result's side.
         min_visibility: share of a box's area that must stay visible, in [0, 1].
-        fill: value of what no image covers, 0 to 255.
+        fill: value of what no image covers, 0 to 255; of 16 bits the same share of the range.
     """
 
     num_partners = 3
@@ -73,10 +75,15 @@ class Mosaic(MixTransform):
 
         Returns:
             The mosaic, and the objects that are visible in it in the order of the images.
+
+        Raises:
+            ValueError: the images differ in dtype or number of channels.
         """
+        check_alike("Mosaic", [image for image, _ in (base, *partners)])
         scale = draw_float(self.min_scale, self.max_scale)
         joint_y, joint_x = (self._joint(side, scale) for side in self.size)
-        canvas = base[0].new_full((3, *self.size), self.fill)
+        channels, fill = base[0].shape[0], intensity(self.fill, base[0].dtype)
+        canvas = base[0].new_full((channels, *self.size), fill)
         parts = []
         for i, (image, target) in enumerate([base, *partners]):
             height, width = target.image_size

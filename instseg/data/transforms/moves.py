@@ -23,7 +23,7 @@ from instseg.structures.geometry import AxisTransform, Size
 from instseg.structures.instances import Instances
 
 Pair = tuple[tv_tensors.Image, Instances]
-"""An image ``uint8 [3, H, W]`` and the objects in it, ``target.image_size == (H, W)``."""
+"""An image ``uint8`` or ``uint16`` ``[C, H, W]`` and its objects, ``image_size == (H, W)``."""
 
 
 class PairTransform(v2.Transform, ABC):
@@ -48,6 +48,7 @@ def resize(
     if not antialias:
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        resized = resized.reshape(*size, -1)  # OpenCV drops the axis of a single channel
         image = tv_tensors.Image(torch.from_numpy(resized).permute(2, 0, 1).contiguous())
         return image, target.resized(size)
     if size == (1, 1):  # where torch's kernel for uint8 fails unless the channels come last
@@ -66,14 +67,15 @@ def window(
 ) -> Pair:
     """Cut a window of ``size`` whose corner is the pixel (``top``, ``left``) of the image.
 
-    What reaches beyond the image at the right and bottom is filled with the value ``fill``.
+    What reaches beyond the image at the right and bottom is filled with ``fill``, see `intensity`.
     """
     height, width = size
     inner_height = min(height, target.image_size[0] - top)
     inner_width = min(width, target.image_size[1] - left)
     image = F.crop(image, top, left, inner_height, inner_width)
     if (inner_height, inner_width) != size:
-        image = F.pad(image, [0, 0, width - inner_width, height - inner_height], fill=fill)
+        borders = [0, 0, width - inner_width, height - inner_height]
+        image = F.pad(image, borders, fill=intensity(fill, image.dtype))
     return image, target.transformed(AxisTransform.crop(left, top), size)
 
 
@@ -95,12 +97,40 @@ def place(
 ) -> Pair:
     """Put the image on a canvas of ``size`` that holds it whole, its corner at (``top``, ``left``).
 
-    The rest of the canvas has the colour ``fill``, one value a channel.
+    The rest of the canvas has the colour ``fill``, one value a channel, see `intensity`.
     """
     height, width = target.image_size
     borders = [left, top, size[1] - width - left, size[0] - height - top]
     moved = target.transformed(AxisTransform.crop(-left, -top), size)
-    return F.pad(image, borders, fill=list(fill)), moved
+    return F.pad(image, borders, fill=[intensity(value, image.dtype) for value in fill]), moved
+
+
+def intensity(value: int, dtype: torch.dtype) -> int:
+    """A value of 0..255 as images of ``dtype``, uint8 or uint16, have it: 255 is white in both."""
+    return value * (torch.iinfo(dtype).max // 255)
+
+
+def kind(image: Tensor) -> str:
+    """The dtype and the number of channels of an image, for messages."""
+    return f"{str(image.dtype).removeprefix('torch.')} [{image.shape[0]}, H, W]"
+
+
+def check_alike(name: str, images: Sequence[Tensor]) -> None:
+    """Refuse to mix images of different kinds.
+
+    Args:
+        name: of the transform.
+        images: ``[C, H, W]`` each.
+
+    Raises:
+        ValueError: they differ in the number of channels or in dtype.
+    """
+    kinds = sorted({kind(image) for image in images})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{name} mixes images of one dtype and number of channels, got {' and '.join(kinds)}; "
+            "read all with 8 bits, or leave it out"
+        )
 
 
 def visible_enough(before: Instances, after: Instances, min_visibility: float) -> Tensor:

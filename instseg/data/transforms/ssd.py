@@ -1,7 +1,7 @@
 """The two geometric augmentations of SSD: zooming out, and crops that overlap objects enough.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector" (ECCV 2016), sections 2.2 and 3.6. The
-third, photometric, is torchvision's (`instseg.data.transforms.PhotometricDistort`).
+third, photometric, is `instseg.data.transforms.color.PhotometricDistort`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from instseg.data.transforms.moves import (
     draw_int,
     happens,
     place,
+    round_half_up,
     window,
 )
 from instseg.ops import box_iou
@@ -38,7 +39,8 @@ class Expand(PairTransform):
         p: probability.
         max_scale: greatest side of the canvas, in sides of the image, >= 1.
         fill: red, green and blue of the canvas, 0 to 255; the default is ImageNet's mean, as in
-            the paper's code.
+            the paper's code. Images that are not RGB get the mean of the three in each channel,
+            those of 16 bits the same share of their range.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class Expand(PairTransform):
         scale = draw_float(1.0, self.max_scale)
         size = int(height * scale), int(width * scale)
         left, top = draw_int(0, size[1] - width), draw_int(0, size[0] - height)
-        return place(image, target, left, top, size, self.fill)
+        channels = image.shape[0]
+        fill = self.fill if channels == 3 else (round_half_up(sum(self.fill) / 3),) * channels
+        return place(image, target, left, top, size, fill)
 
 
 class IoUCrop(PairTransform):

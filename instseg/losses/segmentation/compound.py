@@ -162,11 +162,14 @@ class SegmentationLoss(nn.Module):
         self.mode = mode
         self.ignore_index = ignore_index
         self.options = {name: dict(options.get(name, {})) for name in weights}
-        values = None if class_weights is None else torch.tensor([float(w) for w in class_weights])
-        self.register_buffer("class_weights", values, persistent=False)
-        # A pixel's loss, so that a wrong mode or value shows now and not in the first step.
-        maps = torch.zeros(1, 2 if values is None else len(values), 1, 1)
-        self(maps, maps.byte() if mode == "multilabel" else maps[:, 0].byte())
+        # Values are looked at, which a meta device has none of.
+        with torch.device("cpu"):
+            values = None if class_weights is None else torch.tensor([*map(float, class_weights)])
+            self.register_buffer("class_weights", values, persistent=False)
+            # A pixel's loss, so that a wrong mode or value shows now and not in the first step.
+            maps = torch.zeros(1, 2 if values is None else len(values), 1, 1)
+            self(maps, maps.byte() if mode == "multilabel" else maps[:, 0].byte())
+        self.to(torch.get_default_device())
 
     def forward(
         self, logits: Tensor, target: Tensor, pixel_weights: Tensor | None = None

@@ -9,7 +9,6 @@ outside every object.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from instseg.losses.segmentation.common import (
     weighted_mean,
 )
 from instseg.losses.segmentation.overlap import average_weights
+from instseg.ops.distance_transform import distance_transform
 
 
 def boundary(
@@ -113,9 +113,8 @@ def _arrays(masks: Tensor) -> NDArray[np.uint8]:
 def _boundary_distance(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     if not mask.any() or mask.all():
         return np.zeros(mask.shape, np.float32)
-    sides = (cv2.distanceTransform(m, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for m in (mask, 1 - mask))
-    inside, outside = sides  # each is 0 on the other side
-    return np.asarray(inside + outside, np.float32)
+    # Each is 0 on the other's side.
+    return distance_transform(mask) + distance_transform(1 - mask)
 
 
 def _truth(pixels: Pixels, shape: torch.Size) -> Tensor:

@@ -6,8 +6,8 @@ from torch import nn
 
 from instseg.models.backbones import Backbone
 from instseg.models.backbones.unet import ContractingPath
-from instseg.models.layers import Norm, init_normal
-from instseg.models.semantic.decoders.fpn import FPNDecoder, group_norm
+from instseg.models.layers import Norm, group_norm, init_normal
+from instseg.models.semantic.decoders.fpn import FPNDecoder
 from instseg.models.semantic.network import EncoderDecoder
 
 

@@ -34,6 +34,13 @@ class SegmentationNetwork(nn.Module, ABC):
         """The side of the logits for an image of a valid side ``size``."""
         return size - 2 * self.border
 
+    def covering_size(self, size: int) -> int:
+        """The least valid side whose logits cover ``size`` pixels."""
+        side = self.valid_size(size + 2 * self.border)
+        while self.output_size(side) < size:
+            side = self.valid_size(side + 1)
+        return side
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images with valid sides; no control flow depends on data."""
@@ -45,8 +52,8 @@ class EncoderDecoder(SegmentationNetwork):
     Args:
         encoder: images to maps of falling resolution; its largest stride is what the sides of an
             image must be multiples of.
-        decoder: the list of maps to one map ``[B, C, H, W]`` of the image's size.
-        head: that map to logits.
+        decoder: the list of maps to one map ``[B, C, h, w]``.
+        head: that map to logits of the image's size (less `border`).
         in_channels: channels of the images.
         num_outputs: maps of logits.
     """

@@ -102,17 +102,10 @@ class SemanticSegmenter(nn.Module):
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         border = self.network.border
-        whole = (self._input_side(height), self._input_side(width))
+        whole = (self.network.covering_size(height), self.network.covering_size(width))
         batch = torch.cat([mirrored(image, (border, border), whole) for image in normal])
         logits: Tensor = self.network(batch)
         return logits[..., :height, :width].float(), sizes
-
-    def _input_side(self, size: int) -> int:
-        """The least valid side whose logits cover ``size`` pixels."""
-        side = self.network.valid_size(size + 2 * self.network.border)
-        while self.network.output_size(side) < size:
-            side = self.network.valid_size(side + 1)
-        return side
 
     def _maps(self, logits: Tensor, sizes: Sequence[Size]) -> list[SemanticMap]:
         scores = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from instseg.models.layers import Norm, conv_block
+from instseg.models.layers import Norm, conv_block, group_norm
 from instseg.models.necks.fpn import FPN
-
-
-def group_norm(channels: int) -> nn.Module:
-    """Group norm with the usual 32 groups."""
-    return nn.GroupNorm(32, channels)
 
 
 class FPNDecoder(nn.Module):
