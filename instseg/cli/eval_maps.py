@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from instseg.cli.common import CONSOLE, run
 from instseg.config.build import build_device, build_val_loader, predicts_maps, read_index
@@ -32,11 +31,10 @@ from instseg.evaluation.multi_label import MultiLabelScores
 from instseg.evaluation.scores import BootstrapOptions
 from instseg.evaluation.semantic import SemanticScores
 from instseg.evaluation.with_truth import TruthEvaluator
+from instseg.inference.predictor import TiledModel
 from instseg.inference.thresholds import AdaptiveThreshold
 from instseg.inference.tile_grid import Mode
-from instseg.inference.tiling import TiledSegmenter
 from instseg.models.semantic.segmenter import SemanticSegmenter
-from instseg.structures import SemanticMap
 
 _EPILOG = """\
 examples:
@@ -153,27 +151,12 @@ def _model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.tile is None:
         return model
     assert isinstance(model, SemanticSegmenter)
-    mode: Mode = "blend" if args.blend else "exact"
+    device = next(model.parameters()).device
     try:
-        tiled = TiledSegmenter(model, args.tile, mode=mode, device=next(model.parameters()).device)
+        mode: Mode = "blend" if args.blend else "exact"
+        return TiledModel(model, args.tile, mode=mode, keep_scores=True).to(device)
     except ValueError as error:
         raise ConfigError(f"--tile {args.tile}: {error}") from None
-    return _Tiled(tiled)
-
-
-class _Tiled(nn.Module):
-    """A model that predicts window by window, with probabilities."""
-
-    def __init__(self, tiled: TiledSegmenter) -> None:
-        super().__init__()
-        self._tiled = tiled
-
-    def forward(self, images: Sequence[Tensor]) -> list[SemanticMap]:
-        """One map for each image."""
-        try:
-            return [self._tiled(image.cpu(), scores=torch.float32) for image in images]
-        except ValueError as error:
-            raise ConfigError(f"--tile {self._tiled.tile}: {error}") from None
 
 
 def _table(

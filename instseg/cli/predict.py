@@ -54,11 +54,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--tile", type=int, help="predict class maps in windows of this side in pixels: large "
         "images need little memory so"
     )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=float, help="least probability of a class of class maps [the config's]"
+    )
     parser.add_argument("--device", help="such as cuda or cpu [a GPU where there is one]")
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     args = parser.parse_intermixed_args(argv)
     if args.tile is not None and args.tile < 1:
         parser.error(f"--tile must be at least 1 pixel, got {args.tile}")
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        parser.error(f"--threshold must be between 0 and 1, got {args.threshold}")
     return run(partial(_command, args))
 
 
@@ -68,6 +73,10 @@ def _command(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"no images in {', '.join(map(str, args.images))}")
     device = find_device(args.device, "--device")
     trained = load_trained(args.weights)
+    if args.threshold is not None:
+        if not isinstance(trained.model, SemanticSegmenter):
+            raise ConfigError("--threshold is for models of class maps; --score is for objects")
+        trained.model.threshold = args.threshold
     images = list(with_pages(files, trained.image_channels))
     writer = make_writer(trained, args.output, args.score)
     stems = output_stems(images, args.output, writer.endings)

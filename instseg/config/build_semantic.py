@@ -79,12 +79,13 @@ def build_semantic(
         raise
     except ValueError as error:
         raise ConfigError(f"model.network: {error}") from None
+    off = {name for name, weight in config.loss.items() if weight == 0}
     try:
         loss = SegmentationLoss(
-            config.loss,
+            {name: weight for name, weight in config.loss.items() if name not in off},
             mode="multilabel" if multi_label else "multiclass",
             class_weights=config.class_weights,
-            options=config.loss_options,
+            options={k: v for k, v in config.loss_options.items() if k not in off},
         )
     except ValueError as error:
         raise ConfigError(f"model.loss: {error}") from None
@@ -94,6 +95,7 @@ def build_semantic(
         loss,
         multi_label=multi_label,
         threshold=config.threshold,
+        symmetries=config.symmetries,
         instances=None if config.instances is None else _finder(config.instances, config),
     )
 

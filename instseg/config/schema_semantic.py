@@ -195,8 +195,9 @@ class SemanticConfig(Section):
     inside and the border of the objects of one class."""
     background: bool = True
     """Of multiclass: pixels without object are a class of their own; false ignores them."""
-    loss: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = {"cross_entropy": 1.0}
-    """Losses by name, each with its weight: `instseg.losses.segmentation` has them."""
+    loss: dict[str, NonNegativeFloat] = {"cross_entropy": 1.0}
+    """Losses by name, each with its weight: `instseg.losses.segmentation` has them. 0 leaves out
+    one of the ``base``."""
     loss_options: dict[str, dict[str, JsonValue]] = {}
     """Arguments of a loss, such as ``{focal: {gamma: 2}}``."""
     class_weights: list[NonNegativeFloat] | None = None
@@ -204,6 +205,9 @@ class SemanticConfig(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of multilabel, and of two classes: the probability from which on a class is predicted;
     tools/eval_maps.py chooses one."""
+    symmetries: Literal[1, 2, 4, 8] = 1
+    """Predict the mean over so many turned and mirrored views of an image, at as many times the
+    cost; the classes must not depend on how it is turned."""
     instances: InstancesConfig | None = None
     """How objects are made of the maps, to be scored as a detector's; null predicts maps."""
 
@@ -228,6 +232,12 @@ class SemanticConfig(Section):
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.image_channels} channels"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> SemanticConfig:
+        if not any(self.loss.values()):
+            raise ValueError("loss names no loss with a weight over 0: nothing would be learned")
         return self
 
     @model_validator(mode="after")

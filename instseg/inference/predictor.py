@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from instseg.inference.tile_grid import TileGrid
+from instseg.inference.tile_grid import Mode, TileGrid
 from instseg.inference.tiling import OnTile, Segmenter, TiledSegmenter
 from instseg.structures import Instances, SemanticMap
 from instseg.structures.image_target import ImageTarget
@@ -70,6 +70,7 @@ class TiledModel(nn.Module):
     Args:
         model: a semantic segmenter (`instseg.models.semantic.SemanticSegmenter`).
         tile: the side of the windows in pixels.
+        mode: how windows are joined, see `TiledSegmenter`.
         keep_scores: give maps their probabilities, ``4 * C`` bytes a pixel, as resizing a map well
             needs them; maps that become objects always have them for that.
         on_tile: told of the progress within each image.
@@ -83,12 +84,13 @@ class TiledModel(nn.Module):
         model: SegmenterWithInstances,
         tile: int,
         *,
+        mode: Mode = "exact",
         keep_scores: bool = False,
         on_tile: OnTile | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._tiled = TiledSegmenter(model, tile)
+        self._tiled = TiledSegmenter(model, tile, mode=mode)
         self._scores = torch.float32 if keep_scores or model.instances is not None else None
         self._on_tile = on_tile
         # An image of several windows would meet the error later, after hours perhaps.

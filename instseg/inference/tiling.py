@@ -40,6 +40,9 @@ class Segmenter(Protocol):
     def preprocess(self) -> Callable[[Sequence[Tensor]], ImageBatch]:
         """Normalises each pixel by itself."""
 
+    def probabilities(self, batch: Tensor) -> Tensor:
+        """From normalised images to the probabilities of the classes."""
+
     def to(self, device: torch.device) -> Any:
         """Move to a device, in place."""
 
@@ -139,8 +142,7 @@ class TiledSegmenter:
 
     @torch.inference_mode()
     def _probabilities(self, windows: Sequence[Tensor]) -> Tensor:
-        logits = self.model.network(self.model.preprocess(windows).tensor).float()
-        return logits.sigmoid() if self.model.multi_label else logits.softmax(dim=1)
+        return self.model.probabilities(self.model.preprocess(windows).tensor)
 
     def _labels(self, band: Tensor) -> Tensor:
         if self.model.multi_label:

@@ -12,6 +12,7 @@ import torch
 from instseg.cli import train
 from instseg.data.synthetic import generate_shapes
 
+from . import cells as cells_data
 from .tiny import write_config
 
 
@@ -60,3 +61,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     argv = ["--config", str(write_config(folder, shapes)), "--output", str(folder / "run")]
     assert train.main(argv) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="package")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images to train and three to validate; only to be read."""
+    root = tmp_path_factory.mktemp("cells")
+    for i in range(4):
+        cells_data.write_cells(root, f"train{i}", i)
+    for i in range(3):
+        cells_data.write_cells(root, f"val{i}", 10 + i)
+    return root
+
+
+@pytest.fixture(scope="package")
+def cells_config(tmp_path_factory: pytest.TempPathFactory, cells: Path) -> Path:
+    path = tmp_path_factory.mktemp("config") / "cells.yaml"
+    path.write_text(cells_data.CONFIG.replace("CELLS", str(cells)))
+    return path
+
+
+@pytest.fixture(scope="package")
+def unet_run(cells_config: Path) -> Path:
+    """The folder of a finished training; only to be read."""
+    run = cells_config.parent / "run"
+    assert train.main(["--config", str(cells_config), "--output", str(run)]) == 0
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,110 +13,25 @@ import pytest
 import torch
 
 from instseg.cli import eval_maps, evaluate, train
-from instseg.config.build_model import build_model
-from instseg.config.loader import load_config
-from instseg.config.schema import Config
-from instseg.config.trained import describe_weights, inference_config
-from instseg.engine.weights import METADATA_KEY, load_weights, save_weights
+from instseg.engine.weights import load_weights
 
+from .cells import OBJECTS
 from .tiny import refused, rows
-
-CONFIG = """\
-model:
-  name: semantic
-  network: {name: unet, width: 4, depth: 2, padding: valid, dropout: 0.2}
-  image_channels: 1
-  loss: {cross_entropy: 1, dice: 1}
-data:
-  train: {format: semantic_png, images: CELLS/images, masks: CELLS/masks, category: cell,
-          exclude: ["val*"]}
-  val: {format: semantic_png, images: CELLS/images, masks: CELLS/masks, category: cell,
-        include: ["val*"]}
-  train_transforms:
-    - {name: horizontal_flip}
-    - {name: elastic, sigma: 2}
-    - {name: random_window, height: 40, width: 44}
-  targets: {cells: components, weight_map: {w0: 5, sigma: 3}}
-  batch_size: 2
-  val_batch_size: 2
-  workers: 0
-train:
-  epochs: 8
-  optimizer: {name: adamw, lr: 2.0e-2}
-  schedule: {name: cosine, warmup_steps: 1}
-  clip_norm: 5.0
-  eval_every: 4
-  log_every: 1
-evaluation: {maps: [semantic, em, threshold]}
-output: runs/cells
-"""
-OBJECTS = "model.instances={name: components, min_area: 4}"
-
-
-def write_cells(root: Path, name: str, seed: int) -> None:
-    """Bright discs on a dark ground: a gray image, its mask of 0 and 255, and the disc's ids."""
-    generator = np.random.default_rng(seed)
-    ids = np.zeros((48, 52), np.uint8)
-    for number, (y, x) in enumerate([(12, 13), (14, 38), (35, 24)], start=1):
-        shift = generator.integers(-3, 4, 2).tolist()
-        cv2.circle(ids, (x + shift[0], y + shift[1]), 6, number, -1)
-    noise = generator.normal(0, 10, ids.shape)
-    image = (60 + 130 * (ids > 0) + noise).clip(0, 255).astype(np.uint8)
-    mask = np.where(ids > 0, 255, 0).astype(np.uint8)
-    for folder, pixels in (("images", image), ("masks", mask), ("ids", ids)):
-        (root / folder).mkdir(exist_ok=True)
-        assert cv2.imwrite(str(root / folder / f"{name}.png"), pixels)
-
-
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images to train and three to validate; only to be read."""
-    root = tmp_path_factory.mktemp("cells")
-    for i in range(4):
-        write_cells(root, f"train{i}", i)
-    for i in range(3):
-        write_cells(root, f"val{i}", 10 + i)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, cells: Path) -> Path:
-    path = tmp_path_factory.mktemp("config") / "cells.yaml"
-    path.write_text(CONFIG.replace("CELLS", str(cells)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def unet_run(config: Path) -> Path:
-    """The folder of a finished training; only to be read."""
-    run = config.parent / "run"
-    assert train.main(["--config", str(config), "--output", str(run)]) == 0
-    return run
 
 
 @pytest.fixture
-def scored(config: Path, unet_run: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def scored(cells_config: Path, unet_run: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs eval_maps with further arguments and returns what it writes."""
 
     def command(*more: str) -> dict[str, Any]:
         file = tmp_path / "scores.json"
         weights = str(unet_run / "final.safetensors")
-        argv = ["--config", str(config), "--weights", weights, "--json", str(file), *more]
+        argv = ["--config", str(cells_config), "--weights", weights, "--json", str(file), *more]
         assert eval_maps.main([*argv, "--replicates", "20"]) == 0
         scores: dict[str, Any] = json.loads(file.read_text())
         return scores
 
     return command
-
-
-def untrained(path: Path, config: Path, names: list[str], *overrides: str) -> list[str]:
-    """Arguments for a model as it is before any training."""
-    loaded = load_config(config, Config, overrides)
-    model = build_model(loaded.model, num_classes=len(names), load_backbone=False)
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    about = describe_weights(inference_config(loaded), categories)
-    save_weights(path, model.state_dict(), {METADATA_KEY: json.dumps(about)})
-    return ["--config", str(config), "--weights", str(path), *overrides]
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -136,7 +50,7 @@ def test_training_learns_and_logs_all_that_is_asked_for(unet_run: Path) -> None:
 
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(
-    config: Path, unet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells_config: Path, unet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between two checkpoints, in the middle of an epoch, with dropout and a weight map."""
 
@@ -154,7 +68,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
         return step(*args, **kwargs)
 
     run = tmp_path / "run"
-    argv = ["--config", str(config), "--output", str(run), "train.save_every=3"]
+    argv = ["--config", str(cells_config), "--output", str(run), "train.save_every=3"]
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", cut)
         with pytest.raises(PowerCut):
@@ -169,7 +83,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
 
 
 def test_classes_that_overlap(
-    config: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cells_config: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two classes, each with a channel of its own; their mean chooses the best model."""
     masks = tmp_path / "masks"
@@ -187,7 +101,7 @@ def test_classes_that_overlap(
         "train.epochs=1", "train.schedule.warmup_steps=0",
     ]  # fmt: skip
     run = tmp_path / "run"
-    argv = ["--config", str(config), *overrides]
+    argv = ["--config", str(cells_config), *overrides]
     assert train.main([*argv, "--output", str(run)]) == 0
     (row,) = rows(run, "eval")
     capsys.readouterr()
@@ -263,7 +177,7 @@ def test_thresholds_other_than_one_half(scored: Callable[..., dict[str, Any]]) -
 
 
 def test_objects_of_maps_are_scored_as_a_detectors(
-    config: Path,
+    cells_config: Path,
     cells: Path,
     unet_run: Path,
     tmp_path: Path,
@@ -271,7 +185,13 @@ def test_objects_of_maps_are_scored_as_a_detectors(
 ) -> None:
     val = f"{{format: instance_png, images: {cells}/images, masks: {cells}/ids, category: cell, "
     overrides = [OBJECTS, "data.val=" + val + "include: ['val*']}"]
-    argv = ["--config", str(config), "--weights", str(unet_run / "final.safetensors"), *overrides]
+    argv = [
+        "--config",
+        str(cells_config),
+        "--weights",
+        str(unet_run / "final.safetensors"),
+        *overrides,
+    ]
     coco, bowl = tmp_path / "coco.json", tmp_path / "bowl.json"
     assert evaluate.main([*argv, "--json", str(coco)]) == 0
     scores = json.loads(coco.read_text())
@@ -297,7 +217,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_pictures_of_pictures(
-    config: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cells_config: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = f"{{format: image_pairs, folder: {pairs}"
     overrides = [
@@ -308,7 +228,7 @@ def test_pictures_of_pictures(
         "train.epochs=2",
     ]
     run, file = tmp_path / "run", tmp_path / "scores.json"
-    argv = ["--config", str(config), *overrides]
+    argv = ["--config", str(cells_config), *overrides]
     assert train.main([*argv, "--output", str(run)]) == 0
     assert {"loss_gan", "loss_l1", "loss_discriminator"} <= rows(run, "train")[0].keys()
     row = rows(run, "eval")[-1]
@@ -322,160 +242,3 @@ def test_pictures_of_pictures(
     refused(evaluate.main, [*argv, "--weights", weights], capsys, "eval_maps.py")
     tile = [*argv, "--weights", weights, "--tile", "64"]
     refused(eval_maps.main, tile, capsys, "--tile is for models that predict class maps")
-
-
-# --- what is refused ----------------------------------------------------------------------------
-
-
-def test_coco_scores_are_for_objects(
-    config: Path, unet_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--config", str(config), "--weights", str(unet_run / "final.safetensors")]
-    refused(evaluate.main, argv, capsys, str(config), "tools/eval_maps.py", "model.instances")
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--tile", "0"], ["--tile 0: tile and batch_size must be at least 1"]),
-        (["--blend"], ["--blend", "--tile"]),
-        ([OBJECTS, "--tile", "64"], ["--tile is for models that predict class maps", "objects"]),
-        ([OBJECTS, "--metric", "em"], ["--metric is for models that predict class maps"]),
-        ([OBJECTS, "--adaptive", "otsu"], ["--adaptive is for models that predict class maps"]),
-        (["data.val.category=nucleus"], ["the model's classes are cell", "nucleus"]),
-        (["data.val.include=['x*']"], ["no image is left by include and exclude"]),
-        (["model.network.width=8"], ["does not fit the model", "network."]),
-        (["data.val={format: image_pairs, folder: x}"], ["image_pairs", "pix2pix"]),
-    ],
-)
-def test_options_that_do_not_fit_the_model(
-    config: Path,
-    unet_run: Path,
-    more: list[str],
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    argv = ["--config", str(config), "--weights", str(unet_run / "final.safetensors"), *more]
-    refused(eval_maps.main, argv, capsys, *words)
-
-
-def test_a_tile_below_the_overlap(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    padded = "model.network={name: unet, width: 2, depth: 4}"
-    argv = untrained(tmp_path / "w.safetensors", config, ["cell"], padded)
-    refused(eval_maps.main, [*argv, "--tile", "16"], capsys, "--tile 16: ", "too small")
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--adaptive", "otsu"], ["--adaptive", "3 that exclude each other"]),
-        (["--metric", "em"], ["em", "one class", "has 2"]),
-    ],
-)
-def test_metrics_of_one_foreground(
-    config: Path,
-    cells: Path,
-    tmp_path: Path,
-    more: list[str],
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    val = f"data.val={{format: semantic_png, images: {cells}/images, masks: {cells}/ids, "
-    val += "classes: {left: 1, right: 2}, ignore: 3}"
-    argv = untrained(tmp_path / "w.safetensors", config, ["left", "right"], val)
-    refused(eval_maps.main, [*argv, *more], capsys, *words)
-
-
-@pytest.fixture
-def copy(cells: Path, tmp_path: Path) -> Path:
-    """A copy of the data set, to be spoilt."""
-    return Path(shutil.copytree(cells, tmp_path / "cells"))
-
-
-def black(root: Path) -> None:
-    for path in (root / "masks").iterdir():
-        cv2.imwrite(str(path), np.zeros((48, 52), np.uint8))
-
-
-def small(root: Path) -> None:
-    cv2.imwrite(str(root / "masks" / "train1.png"), np.zeros((48, 50), np.uint8))
-
-
-def many_values(root: Path) -> None:
-    mask = np.arange(48 * 52).reshape(48, 52) % 7
-    cv2.imwrite(str(root / "masks" / "train1.png"), mask.astype(np.uint8))
-
-
-def colours(root: Path) -> None:
-    image = np.zeros((48, 52, 3), np.uint8)
-    image[..., 0] = 200
-    cv2.imwrite(str(root / "images" / "train1.png"), image)
-
-
-def missing(root: Path) -> None:
-    (root / "masks" / "train1.png").unlink()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "override", "words"),
-    [
-        (black, "", ["cells/masks: all masks are background", "0 = background"]),
-        (small, "", ["cells/masks/train1.png", "48x50", "cells/images/train1.png", "48x52"]),
-        (many_values, "", ["cells/masks/train1.png", "values without meaning: 2", "`classes`"]),
-        (missing, "", ["cells/images", "train1.png"]),
-        (
-            colours,
-            "",
-            ["images/train1.png: is a colour image", "image_channels is 1; set it to 3"],
-        ),
-        (
-            lambda root: None,
-            "model.image_channels=5",
-            ["cells/images/train", "model.image_channels is 5; set it to 1"],
-        ),
-        (
-            lambda root: None,
-            "data.train.classes={cell: 1}",
-            ["cells/masks: all masks are background", "1 = cell, 255 = ignored"],
-        ),
-    ],
-    ids=["background", "size", "values", "no mask", "colours", "channels", "classes"],
-)
-def test_masks_and_images_that_do_not_fit(
-    copy: Path,
-    tmp_path: Path,
-    spoil: Callable[[Path], None],
-    override: str,
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    spoil(copy)
-    path = tmp_path / "cells.yaml"
-    path.write_text(CONFIG.replace("CELLS", str(copy)))
-    argv = ["--config", str(path), "--output", str(tmp_path / "run"), "train.epochs=1"]
-    refused(train.main, [*argv, override] if override else argv, capsys, *words)
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("data.val.category=nucleus", ["the model's classes are cell", "nucleus"]),
-        ("data.train.exclude=['*']", ["no image is left by include and exclude"]),
-        ("data.train={format: image_pairs, folder: x}", ["image_pairs (x)", "model pix2pix"]),
-        ("model={name: pix2pix}", ["pix2pix needs format image_pairs, not semantic_png"]),
-        ("model.loss={crossentropy: 1}", ["model.loss", "did you mean cross_entropy?"]),
-        ("train.best_metric=segm/AP", ["'segm/AP' is none of the scores", "semantic/jaccard"]),
-        ("model.background=false", ["model.background", "classes: multilabel"]),
-    ],
-)
-def test_settings_that_do_not_fit_the_data(
-    config: Path,
-    tmp_path: Path,
-    override: str,
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    argv = ["--config", str(config), "--output", str(tmp_path / "run"), override]
-    refused(train.main, argv, capsys, *words)

@@ -247,7 +247,7 @@ def test_outputs_follow_the_kind_of_classes(
 
 def test_losses_and_threshold() -> None:
     model = built(
-        loss={"focal": 2.0, "dice": 0.5},
+        loss={"focal": 2.0, "dice": 0.5, "cross_entropy": 0},  # 0 leaves out what a base has
         loss_options={"focal": {"gamma": 1.5}},
         class_weights=[1, 2, 3],
         threshold=0.3,
@@ -309,8 +309,9 @@ def test_what_makes_objects(
             "objects are made of what is not background: set background: true",
         ),
         ({"image_bits": 12}, "8 or 16"),
-        ({"loss": {}}, "at least 1 item"),
-        ({"loss": {"dice": 0}}, "greater than 0"),
+        ({"loss": {}}, "names no loss with a weight over 0"),
+        ({"loss": {"dice": 0}}, "names no loss with a weight over 0"),
+        ({"loss": {"dice": -1}}, "greater than or equal to 0"),
         ({"threshold": 1}, "less than 1"),
         ({"network": {"name": "encoder_unet", "backbone": RESNET, "decoder_channels": []}}, "at l"),
         ({"network": {"name": "unet", "depth": 0}}, "greater than or equal to 1"),

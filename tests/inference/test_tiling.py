@@ -267,6 +267,9 @@ def test_windows_are_mirrored_as_by_numpy(size: tuple[int, int]) -> None:
         def output_size(self, size: int) -> int:
             return size - 26
 
+        def covering_size(self, size: int) -> int:
+            return self.valid_size(size + 26)
+
     def remember(windows: list[Tensor]) -> Tensor:
         seen.extend(windows)
         return torch.zeros(1, 1, seen[-1].shape[1] - 26, seen[-1].shape[2] - 26)

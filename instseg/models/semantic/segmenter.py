@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ from instseg.structures.geometry import Size
 Loss = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
 """From logits ``[B, C, H, W]``, labels ``[B, H, W]`` or ``[B, C, H, W]`` and the pixels' weights
 ``[B, H, W]`` or None to scalar losses by name."""
+
+_SYMMETRIES: tuple[tuple[bool, tuple[int, ...]], ...] = tuple(
+    (transposed, flips) for transposed in (False, True) for flips in ((), (-1,), (-2,), (-2, -1))
+)
+"""Whether rows and columns change places after what is flipped."""
 
 PostProcessor = Callable[[SemanticMap], Instances]
 """From the map of an image to the objects in it."""
@@ -33,6 +39,9 @@ class SemanticSegmenter(nn.Module):
         loss: of the logits.
         multi_label: classes may overlap (sigmoid); otherwise one excludes the others (softmax).
         threshold: see `SemanticMap.multi_label` and `SemanticMap.exclusive`.
+        symmetries: predictions are the mean over so many views of an image: 1 is the image alone,
+            2 also mirrored left and right, 4 top and bottom too, 8 all turns and mirror images
+            (the U-Net of the paper's table 1 averages over 7 turns).
         instances: makes objects of the maps that are predicted; None returns the maps.
     """
 
@@ -44,6 +53,7 @@ class SemanticSegmenter(nn.Module):
         *,
         multi_label: bool = False,
         threshold: float = 0.5,
+        symmetries: Literal[1, 2, 4, 8] = 1,
         instances: PostProcessor | None = None,
     ) -> None:
         super().__init__()
@@ -52,6 +62,7 @@ class SemanticSegmenter(nn.Module):
         self.loss = loss
         self.multi_label = multi_label
         self.threshold = threshold
+        self.symmetries = symmetries
         self.instances = instances
         self.class_layers = [f"network.{pattern}" for pattern in network.class_layers]
 
@@ -80,10 +91,11 @@ class SemanticSegmenter(nn.Module):
         if targets is not None:
             check_targets(images, targets)
             self._check_maps(targets)
-        logits, sizes = self.logits(images)
         if targets is None:
-            maps = self._maps(logits, sizes)
+            batch, sizes = self._batch(images)
+            maps = self._maps(self.probabilities(batch), sizes)
             return maps if self.instances is None else [self.instances(m) for m in maps]
+        logits, _ = self.logits(images)
         labels, weights = _stacked(targets, (logits.shape[-2], logits.shape[-1]))
         return self.loss(
             logits,
@@ -96,19 +108,42 @@ class SemanticSegmenter(nn.Module):
 
         Image b has its own at ``[b, :, :h, :w]``; the rest belongs to mirrored pixels.
         """
+        batch, sizes = self._batch(images)
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        logits: Tensor = self.network(batch)
+        return logits[..., :height, :width].float(), sizes
+
+    def probabilities(self, batch: Tensor) -> Tensor:
+        """The classes' probabilities, the mean over `symmetries`.
+
+        Args:
+            batch: ``float [B, C, H, W]``, normalised, of sides that the network takes.
+
+        Returns:
+            ``float32 [B, K, h, w]``, as many pixels as the network has logits for.
+        """
+        total = self._probabilities(batch)
+        for transposed, flips in _SYMMETRIES[1 : self.symmetries]:
+            seen = batch.flip(flips)
+            scores = self._probabilities(seen.mT if transposed else seen)
+            total = total + (scores.mT if transposed else scores).flip(flips)
+        return total if self.symmetries == 1 else total / self.symmetries
+
+    def _probabilities(self, batch: Tensor) -> Tensor:
+        logits: Tensor = self.network(batch).float()
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+        """Images on mirrored canvases of one valid size, at (border, border), and their sizes."""
         if not images:
             raise ValueError("a model needs at least one image")
         normal = [self.preprocess([image]).tensor for image in images]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        border = self.network.border
-        whole = (self.network.covering_size(height), self.network.covering_size(width))
-        batch = torch.cat([mirrored(image, (border, border), whole) for image in normal])
-        logits: Tensor = self.network(batch)
-        return logits[..., :height, :width].float(), sizes
+        cover, border = self.network.covering_size, self.network.border
+        whole = (cover(max(h for h, _ in sizes)), cover(max(w for _, w in sizes)))
+        return torch.cat([mirrored(image, (border, border), whole) for image in normal]), sizes
 
-    def _maps(self, logits: Tensor, sizes: Sequence[Size]) -> list[SemanticMap]:
-        scores = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+    def _maps(self, scores: Tensor, sizes: Sequence[Size]) -> list[SemanticMap]:
         own = [score[:, :h, :w] for score, (h, w) in zip(scores, sizes, strict=True)]
         if self.multi_label:
             return [SemanticMap.multi_label(score, self.threshold) for score in own]

@@ -49,7 +49,7 @@ def test_forward_is_figure_3():
 
     def stage(x: Tensor, name: str, place: int) -> Tensor:
         x = F.conv2d(x, weights[f"{name}.{place}.0.weight"], padding=1)
-        groups = x.unflatten(1, (32, -1)).flatten(2)
+        groups = x.unflatten(1, (8, -1)).flatten(2)
         mean = groups.mean(-1, keepdim=True)
         var = groups.var(-1, correction=0, keepdim=True)
         x = ((groups - mean) / (var + 1e-5).sqrt()).view_as(x)

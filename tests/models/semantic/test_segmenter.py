@@ -219,3 +219,50 @@ def test_class_layers_are_the_networks_in_the_models_names():
     model = segmenter(network)
     assert model.class_layers == ["network.head.*"]
     assert model.networks == [network]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 11)])
+@torch.inference_mode()
+def test_symmetries_average_over_turned_and_mirrored_views(size: tuple[int, int]) -> None:
+    """Against numpy's turns: the eight symmetries of a square are four turns of two images."""
+    torch.manual_seed(2)
+    network = Same()
+    image = torch.randint(0, 256, (1, *size), dtype=torch.uint8)
+
+    def predicted(picture: np.ndarray, views: int) -> np.ndarray:
+        model = segmenter(network, symmetries=views)
+        (found,) = model([torch.from_numpy(np.ascontiguousarray(picture))])
+        scores: np.ndarray = found.scores.numpy()
+        return scores
+
+    def mean(views: list[tuple[int, bool]]) -> np.ndarray:
+        maps = []
+        for turns, mirror in views:
+            seen = np.rot90(image.numpy(), turns, (1, 2))
+            scores = predicted(seen[..., ::-1] if mirror else seen, 1)
+            maps.append(np.rot90(scores[..., ::-1] if mirror else scores, -turns, (1, 2)))
+        return np.mean(maps, axis=0)
+
+    everyone = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
+    views = {1: everyone[:1], 2: [(0, False), (0, True)], 8: everyone}
+    views[4] = [(0, False), (0, True), (2, False), (2, True)]
+    for number, wanted in views.items():
+        assert np.allclose(predicted(image.numpy(), number), mean(wanted), atol=1e-6), number
+    assert not np.allclose(mean(everyone), mean(views[4]), atol=1e-3)
+
+
+class Same(SegmentationNetwork):
+    """One padded convolution, whose kernel has no symmetry."""
+
+    in_channels, num_outputs, class_layers = 1, 2, ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3, padding=1)
+        torch.nn.init.normal_(self.conv.weight)
+
+    def valid_size(self, size: int) -> int:
+        return size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)

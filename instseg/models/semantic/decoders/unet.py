@@ -16,6 +16,9 @@ from instseg.models.semantic.decoders.attention import AttentionGate
 
 Up = Literal["transposed", "bilinear"]
 
+_LARGE = 256
+"""Pixels of a map from which on `conv_upsampled` saves more than summing its kernel costs."""
+
 
 class ExpandingPath(nn.Module):
     """U-Net's own (Ronneberger et al., 2015, section 2).
@@ -194,10 +197,15 @@ class UNetLevel(nn.Module):
         return F.relu(self.bn2(self.conv2(x)), inplace=True)
 
     def _join(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """``conv1`` of the upsampled map and the skip map one behind the other, neither built.
+        """``conv1`` of the upsampled map and the skip map one behind the other.
 
-        A convolution of joined maps is the sum of two, each with its part of the weights.
+        Neither is built where that is worth it: a convolution of joined maps is the sum of two,
+        each with its part of the weights.
         """
+        if x.shape[-2] * x.shape[-1] < _LARGE:
+            above = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            joined: Tensor = self.conv1(above if skip is None else torch.cat([above, skip], dim=1))
+            return joined
         weight, bias = self.conv1.weight, self.conv1.bias
         if skip is None:
             return conv_upsampled(x, weight, bias)
