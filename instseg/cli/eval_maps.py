@@ -27,9 +27,7 @@ from instseg.engine.evaluate import evaluate
 from instseg.evaluation.bootstrap import Interval
 from instseg.evaluation.json_file import write_json
 from instseg.evaluation.map_intervals import stat_intervals
-from instseg.evaluation.multi_label import MultiLabelScores
 from instseg.evaluation.scores import BootstrapOptions
-from instseg.evaluation.semantic import SemanticScores
 from instseg.evaluation.with_truth import TruthEvaluator
 from instseg.inference.predictor import TiledModel
 from instseg.inference.thresholds import AdaptiveThreshold
@@ -101,7 +99,6 @@ def _command(args: argparse.Namespace, options: BootstrapOptions) -> int:
     intervals = {k: stat_intervals(e, options) for k, e in evaluator.evaluators.items()}
     for kind, figures in intervals.items():
         Console().print(_table(kind, figures, len(evaluator.evaluators[kind]), options))
-        _print_classes(scores[kind])
     if args.json is not None:
         write_json({kind: _plain(scores[kind], intervals[kind]) for kind in scores}, args.json)
     return 0
@@ -170,14 +167,6 @@ def _table(
         known = "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"
         table.add_row(name, "-" if figure.value == -1 else f"{figure.value:.4f}", known)
     return table
-
-
-def _print_classes(scores: Any) -> None:
-    """The figures of each class, of what scores class maps."""
-    if isinstance(scores, SemanticScores | MultiLabelScores):
-        for name, figures in scores.per_class.items():
-            values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
-            Console().print(f"  {name}: {values}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _plain(scores: Any, intervals: dict[str, Interval]) -> dict[str, Any]:

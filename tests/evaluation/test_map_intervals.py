@@ -140,7 +140,10 @@ def test_few_images_have_no_interval(images):
 def test_no_replicates_no_interval():
     evaluator = filled()
     found = stat_intervals(evaluator, BootstrapOptions(0))
-    assert {name: f.value for name, f in found.items()} == evaluator.compute().stats
+    scores = evaluator.compute()
+    classes = {f"{c}: {k}": v for c, row in scores.per_class.items() for k, v in row.items()}
+    assert classes
+    assert {name: f.value for name, f in found.items()} == scores.stats | classes
     assert all(f.low is None for f in found.values())
 
 
