@@ -245,7 +245,7 @@ def test_pages_of_an_image_with_one_mask_are_its_channels(tmp_path):
     wanted = {"seed": 0, "with_masks": True}
     dataset = DetectionDataset(index.records, Compose([]), **wanted, channels=4)
     np.testing.assert_array_equal(dataset[SampleKey(0, 0)].image.numpy(), stored)
-    with pytest.raises(ImageError, match=r"a\.tif: has 4 pages, but data\.channels is 3"):
+    with pytest.raises(ImageError, match=r"a\.tif: has 4 pages, but model\.image_channels is 3"):
         DetectionDataset(index.records, Compose([]), **wanted)[SampleKey(0, 0)]
 
 

@@ -126,7 +126,9 @@ def test_what_was_done_before_the_start_is_not_decoded(records, monkeypatch):
     read = []
     original = dataset_module.read_image
     monkeypatch.setattr(
-        dataset_module, "read_image", lambda path: (read.append(path.name), original(path))[1]
+        dataset_module,
+        "read_image",
+        lambda path, **kind: (read.append(path.name), original(path, **kind))[1],
     )
     list(plain_loader(records, 0).epoch(0, 3))
     assert read == ["image6.jpg", "image7.jpg", "image8.jpg"]
