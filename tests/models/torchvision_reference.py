@@ -11,6 +11,7 @@ def keep_size(image, target):
     return image, target
 
 
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(sum(map(sum, sizes)))
+def images(*sizes: tuple[int, int], seed: int | None = None) -> list[Tensor]:
+    """Noise; the seed follows from the sizes where none is given."""
+    generator = torch.Generator().manual_seed(sum(map(sum, sizes)) if seed is None else seed)
     return [torch.randint(0, 256, (3, *s), generator=generator, dtype=torch.uint8) for s in sizes]
