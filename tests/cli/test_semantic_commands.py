@@ -109,8 +109,8 @@ def test_classes_that_overlap(
     file = tmp_path / "scores.json"
     assert eval_maps.main([*argv, "--weights", weights, "--json", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "  left: pixel_accuracy " in printed
-    assert "  right: pixel_accuracy " in printed
+    assert " left: pixel_accuracy " in printed
+    assert " right: pixel_accuracy " in printed
     scores = json.loads(file.read_text())["semantic"]
     assert scores["stats"]["jaccard"] == row["semantic/jaccard"]
     mean = sum(own["jaccard"] for own in scores["per_class"].values()) / 2
@@ -137,8 +137,12 @@ def test_scores_are_printed_and_written_with_intervals(
     assert "95 % interval" in printed
     jaccard = scores["semantic"]["intervals"]["jaccard"]
     assert f"{jaccard['low']:.4f} to {jaccard['high']:.4f}" in printed
-    cell = scores["semantic"]["per_class"]["cell"]
-    assert f"  cell: accuracy {cell['accuracy']:.4f}, jaccard {cell['jaccard']:.4f}" in printed
+    cell = scores["semantic"]["per_class"]["cell"]["jaccard"]
+    own = scores["semantic"]["intervals"]["cell: jaccard"]
+    assert own["value"] == cell
+    row_of_cell = next(line for line in printed.splitlines() if " cell: jaccard " in line)
+    assert f"{cell:.4f}" in row_of_cell
+    assert f"{own['low']:.4f} to {own['high']:.4f}" in row_of_cell
     assert scores["semantic"]["pixels"] == 3 * 48 * 52
 
 
