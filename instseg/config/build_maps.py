@@ -102,14 +102,10 @@ def map_scorers(
 def _semantic(
     model: SemanticConfig, class_names: Sequence[str], relabel: Relabel
 ) -> Scorer[SemanticMap, SemanticMap]:
-    names = list(class_names)
-    evaluator: MultiLabelEvaluator | SemanticEvaluator
-    if model.classes == "multilabel":
-        evaluator = MultiLabelEvaluator(names)
-    elif model.classes == "border":
-        evaluator = SemanticEvaluator(["background", "inside", "border"])
-    else:
-        evaluator = SemanticEvaluator(["background", *names] if model.background else names)
+    names = model.map_names(class_names)
+    evaluator = (
+        MultiLabelEvaluator(names) if model.classes == "multilabel" else SemanticEvaluator(names)
+    )
     return Scorer(evaluator, lambda p: relabel(p).labels, lambda t: t.labels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -221,6 +222,13 @@ class SemanticConfig(Section):
         if self.classes == "border":
             return 3
         return num_classes + (self.classes == "multiclass" and self.background)
+
+    def map_names(self, class_names: Sequence[str]) -> list[str]:
+        """What each class of the maps is, in order, for the classes of the data set."""
+        if self.classes == "border":
+            return ["background", "inside", "border"]
+        has_background = self.classes == "multiclass" and self.background
+        return ["background", *class_names] if has_background else list(class_names)
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> SemanticConfig:

@@ -61,12 +61,8 @@ class TrainedModel:
     @property
     def map_names(self) -> list[str]:
         """The classes of the channels of its class maps, in order; none where it makes no maps."""
-        model, names = self.config.model, self.class_names
-        if not isinstance(model, SemanticConfig):
-            return []
-        if model.classes == "border":
-            return ["background", "inside", "border"]
-        return ["background", *names] if self.map_background else names
+        model = self.config.model
+        return model.map_names(self.class_names) if isinstance(model, SemanticConfig) else []
 
     @property
     def map_background(self) -> bool:
