@@ -26,7 +26,12 @@ class Classifier(Protocol):
 
 
 def build_backbone(
-    config: BackboneConfig, load: bool, in_channels: int, *, strides: Sequence[int] | None = None
+    config: BackboneConfig,
+    load: bool,
+    in_channels: int,
+    *,
+    strides: Sequence[int] | None = None,
+    section: str = "model.backbone",
 ) -> Backbone:
     """The backbone of a section.
 
@@ -35,6 +40,7 @@ def build_backbone(
         load: give it these weights.
         in_channels: channels of the images.
         strides: of the maps that are wanted; None for those of the section, or 4 to 32.
+        section: where in the configuration it is, for messages.
 
     Raises:
         ConfigError: timm is missing or does not know the model, or weights do not fit.
@@ -48,7 +54,7 @@ def build_backbone(
             in_channels=in_channels,
         )
         if load and config.weights is not None:
-            load_classifier(resnet, config.weights, f"resnet{config.depth}", "model.backbone")
+            load_classifier(resnet, config.weights, f"resnet{config.depth}", section)
         return resnet
     try:
         timm = TimmBackbone(
@@ -59,9 +65,9 @@ def build_backbone(
             pretrained=load and config.weights == "timm",
         )
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"model.backbone: {error}") from None
+        raise ConfigError(f"{section}: {error}") from None
     if load and isinstance(config.weights, Path):
-        load_classifier(timm, config.weights, config.model, "model.backbone")
+        load_classifier(timm, config.weights, config.model, section)
     return timm
 
 

@@ -21,7 +21,7 @@ from instseg.evaluation.multi_label import MultiLabelEvaluator
 from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.threshold import ThresholdEvaluator
 from instseg.evaluation.with_truth import Scorer, TruthEvaluator
-from instseg.ops import instance_rles
+from instseg.ops import instance_rles, rle
 from instseg.structures import IGNORE, Instances, SemanticMap
 from instseg.structures.masks import RLE
 
@@ -65,7 +65,13 @@ def build_map_evaluator(
 def build_dsb_evaluator(
     index: CocoIndex, score_threshold: float
 ) -> TruthEvaluator[Instances, Instances]:
-    """The Data Science Bowl's score of the objects with at least the given score."""
+    """The Data Science Bowl's score of the objects with at least the given score.
+
+    Raises:
+        ConfigError: true objects of an image overlap, which the score does not know.
+    """
+    for record in index.records:
+        _check_apart(record)
 
     def found(prediction: Instances) -> list[RLE]:
         assert prediction.scores is not None
@@ -73,6 +79,19 @@ def build_dsb_evaluator(
 
     scorer: Scorer[Instances, Instances] = Scorer(DsbEvaluator(), found, instance_rles)
     return TruthEvaluator({"dsb": scorer}, _Truth(index.records, lambda objects: objects))
+
+
+def _check_apart(record: Record) -> None:
+    codes = instance_rles(instances_of(record, with_masks=True))
+    if not codes or rle.area(rle.merge(codes)) == sum(map(rle.area, codes)):
+        return
+    for i in range(1, len(codes)):
+        if rle.area(rle.merge([rle.merge(codes[:i]), codes[i]], intersect=True)):
+            raise ConfigError(
+                f"{record.path}: annotation {record.annotation_ids[i]} overlaps another one, and "
+                "the Bowl's score is for objects that do not: give each pixel to one object (as "
+                "masks of instance_png do), or score with tools/eval_coco.py"
+            )
 
 
 def map_scorers(
@@ -113,7 +132,8 @@ def build_target(config: Config, num_classes: int) -> SemanticTarget:
     """What makes the maps that the network of a configuration learns.
 
     Raises:
-        ConfigError: kind "border" for more than one class.
+        ConfigError: kind "border" for more than one class, or a setting that the data lacks a
+            label for.
     """
     assert isinstance(config.model, SemanticConfig)
     section, weights = config.data.targets, config.data.targets.weight_map
@@ -125,6 +145,7 @@ def build_target(config: Config, num_classes: int) -> SemanticTarget:
             border_width=section.border_width,
             separate_touching=section.separate_touching,
             cells=section.cells,
+            cell_labels=section.cell_labels,
             weights=None if weights is None else UNetWeights(**weights.model_dump()),
         )
     except ValueError as error:

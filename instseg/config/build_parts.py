@@ -16,12 +16,13 @@ from instseg.config.build import (
 )
 from instseg.config.build_data import read_pairs
 from instseg.config.build_loaders import build_train_pair_loader, build_val_pair_loader
+from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
 from instseg.config.schema_semantic import Pix2PixConfig
 from instseg.data.image_pairs import ImagePair
 from instseg.data.loader import DetectionLoader
 from instseg.engine.protocols import Evaluator
-from instseg.evaluation.images import ImageEvaluator
+from instseg.evaluation.images import SSIM_WINDOW, ImageEvaluator
 from instseg.evaluation.with_truth import Scorer, TruthEvaluator
 from instseg.structures.image_target import ImageTarget
 
@@ -68,8 +69,20 @@ def build_parts(config: Config) -> Parts:
 def build_pair_evaluation(
     config: Config,
 ) -> tuple[DetectionLoader, TruthEvaluator[ImageTarget, ImageTarget]]:
-    """The validation pairs of an image-to-image model, and what scores it on them."""
+    """The validation pairs of an image-to-image model, and what scores it on them.
+
+    Raises:
+        ConfigError, FormatError, ImageError: the data is for other models, cannot be read, or has
+            pictures that are too small to be scored.
+    """
     val = read_pairs(config.data.val)
+    for pair in val:
+        if min(pair.size) < SSIM_WINDOW:
+            raise ConfigError(
+                f"{pair.target_path}: pictures of {pair.size[0]}x{pair.size[1]} pixels are below "
+                f"SSIM's window of {SSIM_WINDOW}x{SSIM_WINDOW}: leave them out of data.val, or "
+                "enlarge them"
+            )
     scorer: Scorer[ImageTarget, ImageTarget] = Scorer(ImageEvaluator(), _itself, _itself)
     return build_val_pair_loader(config, val), TruthEvaluator({"image": scorer}, _Targets(val))
 

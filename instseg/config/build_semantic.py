@@ -9,6 +9,7 @@ from torch import nn
 
 from instseg.config.build_backbone import build_backbone, load_classifier
 from instseg.config.loader import ConfigError
+from instseg.config.schema_backbone import TimmConfig
 from instseg.config.schema_semantic import (
     ComponentsConfig,
     DistanceWatershedConfig,
@@ -50,6 +51,8 @@ from instseg.models.semantic.unet import UNet, unet
 
 _FINE = (2, 4, 8, 16, 32)
 """Strides of the maps that U-Net's decoder joins."""
+_TIMM_STRIDES = TimmConfig.model_fields["strides"].default
+"""What a configuration says that leaves them out; all keys are in one that was saved."""
 
 
 def build_semantic(
@@ -199,8 +202,14 @@ def _fcn(config: FcnConfig, outputs: int, channels: int) -> FCN:
 def _encoder(
     config: EncoderConfig, load: bool, channels: int, strides: tuple[int, ...]
 ) -> Backbone:
+    section = "model.network.backbone"
+    if isinstance(config, TimmConfig) and config.strides not in (_TIMM_STRIDES, list(strides)):
+        raise ConfigError(
+            f"{section}.strides: this network joins the maps of strides "
+            f"{', '.join(map(str, strides))}: leave the key out"
+        )
     if not isinstance(config, VggConfig):
-        return build_backbone(config, load, channels, strides=strides)
+        return build_backbone(config, load, channels, strides=strides, section=section)
     vgg = VGG(
         config.depth,
         batch_norm=config.batch_norm,
@@ -210,7 +219,7 @@ def _encoder(
     )
     if load and config.weights is not None:
         name = f"vgg{config.depth}" + ("_bn" if config.batch_norm else "")
-        load_classifier(vgg, config.weights, name, "model.network.backbone")
+        load_classifier(vgg, config.weights, name, section)
     return vgg
 
 

@@ -21,7 +21,8 @@ from instseg.structures.image_target import ImageTarget
 MAX_PSNR = 100.0
 """Decibels that count for equal pictures, whose ratio is infinite."""
 
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
+"""The least side of a picture."""
 
 
 class ImageFigures(NamedTuple):
@@ -70,9 +71,9 @@ class ImageEvaluator(PerImageEvaluator[ImageFigures]):
                 f"the prediction is {list(made.shape)} and the target {list(true.shape)} "
                 "[C, H, W]: resize the prediction to the original image"
             )
-        if min(true.shape[1:]) < _SSIM_WINDOW:
+        if min(true.shape[1:]) < SSIM_WINDOW:
             raise ValueError(
-                f"pictures must have sides of {_SSIM_WINDOW} pixels at least, SSIM's window, "
+                f"pictures must have sides of {SSIM_WINDOW} pixels at least, SSIM's window, "
                 f"got {true.shape[1]}x{true.shape[2]}"
             )
         for name, values in (("prediction", made), ("target", true)):

@@ -26,6 +26,8 @@ def read_json(path: Path, error: type[ValueError]) -> Any:
         raise error(f"{path}: not UTF-8 text (byte {e.start}), so not a JSON file") from e
     except RecursionError as e:
         raise error(f"{path}: JSON nested too deeply") from e
+    except ValueError as e:  # an integer of thousands of digits
+        raise error(f"{path}: cannot be read as JSON: {e}") from e
 
 
 def write_json(value: Any, path: Path, *, indent: int | None = None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from instseg.inference.tile_grid import Mode, Network, TileGrid, Window
+from instseg.ops.mirror import mirrored_indices
 from instseg.structures import ImageBatch, SemanticMap
 
 Image = npt.NDArray[Any]
@@ -224,20 +225,10 @@ def _add(band: Tensor, output: Tensor, row: Window, column: Window) -> None:
 def _read(image: Image, row: Window, column: Window, sides: tuple[int, int]) -> Tensor:
     """One window ``[C, *sides]``, a copy; only the part of the image that it shows is touched."""
     ys, xs = (
-        _mirrored(window.start, side, length)
+        mirrored_indices(window.start, side, length).numpy()
         for window, side, length in zip((row, column), sides, image.shape[1:], strict=True)
     )
     part = image[:, ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
     window = part[:, (ys - ys.min())[:, None], xs - xs.min()]
     # Torch knows no foreign byte order, which TIFF files may have.
     return torch.from_numpy(np.ascontiguousarray(window, window.dtype.newbyteorder("=")))
-
-
-def _mirrored(start: int, side: int, length: int) -> npt.NDArray[np.int64]:
-    """Pixels that a window shows; at the edges the image is mirrored as often as it takes.
-
-    The edge pixel is not doubled (numpy's "reflect").
-    """
-    period = max(2 * (length - 1), 1)
-    place = np.arange(start, start + side) % period
-    return np.minimum(place, period - place)

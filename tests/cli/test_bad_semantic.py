@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,48 @@ def test_metrics_of_one_foreground(
     val += "classes: {left: 1, right: 2}, ignore: 3}"
     argv = untrained(tmp_path / "w.safetensors", cells_config, ["left", "right"], val)
     refused(eval_maps.main, [*argv, *more], capsys, *words)
+
+
+def test_pictures_below_the_window_of_their_score(
+    cells_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {"large": 24, "small": 10}
+    for name, side in pairs.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((side, 2 * side, 3), np.uint8))
+    source = f"{{format: image_pairs, folder: {tmp_path}}}"
+    argv = [
+        "--config", str(cells_config), "--output", str(tmp_path / "run"),
+        "model={name: pix2pix, width: 2, depth: 3}", f"data.train={source}", f"data.val={source}",
+        "data.targets={}",
+    ]  # fmt: skip
+    words = [f"{tmp_path}/small.png: pictures of 10x10 pixels", "11x11", "leave them out"]
+    refused(train.main, argv, capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bowls_score_of_objects_that_overlap(
+    cells_config: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares = [[4, 4, 20, 20], [30, 4, 40, 20], [18, 4, 28, 20]]  # the third overlaps the first
+    annotations = [
+        {
+            "id": 7 + i, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]], "iscrowd": 0, "area": 1,
+        }
+        for i, (x1, y1, x2, y2) in enumerate(squares)
+    ]  # fmt: skip
+    image = {"id": 1, "file_name": "val0.png", "height": 48, "width": 52}
+    file = tmp_path / "overlap.json"
+
+    def argv(objects: list[dict[str, object]]) -> list[str]:
+        coco = {"images": [image], "annotations": objects}
+        file.write_text(json.dumps(coco | {"categories": [{"id": 1, "name": "cell"}]}))
+        val = f"data.val={{format: coco, annotations: {file}, images: {cells}/images}}"
+        return untrained(tmp_path / "w.safetensors", cells_config, ["cell"], OBJECTS, val)
+
+    assert eval_maps.main(argv(annotations[:2])) == 0
+    words = [f"{cells}/images/val0.png: annotation 9 overlaps", "Bowl", "tools/eval_coco.py"]
+    refused(eval_maps.main, argv(annotations), capsys, *words)
 
 
 @pytest.fixture
@@ -153,7 +196,6 @@ def test_masks_and_images_that_do_not_fit(
         ("data.val.category=nucleus", ["the model's classes are cell", "nucleus"]),
         ("data.train.exclude=['*']", ["no image is left by include and exclude"]),
         ("data.train={format: image_pairs, folder: x}", ["image_pairs (x)", "model pix2pix"]),
-        ("model={name: pix2pix}", ["pix2pix needs format image_pairs, not semantic_png"]),
         ("model.loss={crossentropy: 1}", ["model.loss", "did you mean cross_entropy?"]),
         ("train.best_metric=segm/AP", ["'segm/AP' is none of the scores", "semantic/jaccard"]),
         ("model.background=false", ["model.background", "classes: multilabel"]),
@@ -168,3 +210,11 @@ def test_settings_that_do_not_fit_the_data(
 ) -> None:
     argv = ["--config", str(cells_config), "--output", str(tmp_path / "run"), override]
     refused(train.main, argv, capsys, *words)
+
+
+def test_masks_are_no_pairs_of_pictures(
+    cells_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--config", str(cells_config), "--output", str(tmp_path / "run"), "data.targets={}"]
+    words = ["pix2pix needs format image_pairs, not semantic_png"]
+    refused(train.main, [*argv, "model={name: pix2pix}"], capsys, *words)

@@ -229,6 +229,7 @@ def test_pictures_of_pictures(
         f"data.train={source}, jitter: {{resize: 28, crop: 24}}}}",
         f"data.val={source}}}",
         "data.train_transforms=[]",
+        "data.targets={}",
         "train.epochs=2",
     ]
     run, file = tmp_path / "run", tmp_path / "scores.json"

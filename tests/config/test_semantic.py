@@ -173,6 +173,18 @@ def load_model(section: dict[str, Any]) -> Any:
     ).model
 
 
+def test_an_encoders_weights_that_do_not_fit_name_their_key(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", {"conv.weight": torch.zeros(2)}, {})
+    for backbone in (RESNET, LITE):
+        weights = {**backbone, "weights": str(tmp_path / "w.safetensors")}
+        with pytest.raises(ConfigError, match=r"^model\.network\.backbone\.weights: .*w\.safet"):
+            network_with_weights(backbone=weights)
+
+
+def network_with_weights(**settings: Any) -> Any:
+    return built(load_backbone=True, network={"name": "encoder_unet", **settings}).network
+
+
 @pytest.mark.parametrize(
     ("settings", "depth", "other"),
     [
@@ -365,7 +377,17 @@ def test_settings_that_contradict_each_other(settings: dict[str, Any], message: 
         (
             {"network": {"name": "encoder_unet", "backbone": {**LITE, "model": "test_resnt"}}},
             1,
-            "timm has no model 'test_resnt'",
+            r"^model\.network\.backbone: timm has no model 'test_resnt'",
+        ),
+        (
+            {"network": {"name": "encoder_unet", "backbone": {**LITE, "strides": [4, 8, 16]}}},
+            1,
+            r"^model\.network\.backbone\.strides: this network joins .* 2, 4, 8, 16, 32: leave",
+        ),
+        (
+            {"network": {"name": "fpn", "backbone": {**LITE, "strides": [2, 4, 8, 16, 32]}}},
+            1,
+            r"^model\.network\.backbone\.strides: this network joins .* strides 4, 8, 16, 32: lea",
         ),
     ],
 )

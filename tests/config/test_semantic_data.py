@@ -15,8 +15,11 @@ from instseg.config.build_evaluators import score_names
 from instseg.config.build_maps import build_target, map_scorers
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
+from instseg.config.schema_data import CopyPasteConfig
 from instseg.config.schema_semantic import SemanticConfig
 from instseg.data import transforms
+from instseg.data.weight_map import class_balance, gap_weights
+from instseg.structures import Instances, SparseMasks
 
 from .test_build import load
 
@@ -87,6 +90,59 @@ def test_targets_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build_target(load(tmp_path, *overrides, text=text), classes)
+
+
+WEIGHTED = "data.targets={weight_map: {w0: 10, sigma: 5}, cell_labels: [0]}"
+
+
+def test_labels_that_are_cells(tmp_path: Path, text: str) -> None:
+    """Two cats, a dog between them: only the gap between the cats counts more."""
+    corners = [(2.0, 0), (14.0, 0), (8.0, 1)]
+    squares = [np.array([[x, 2], [x + 4, 2], [x + 4, 8], [x, 8]]) for x, _ in corners]
+    objects = Instances(
+        (10, 20),
+        torch.tensor([[x, 2.0, x + 4, 8] for x, _ in corners]),
+        torch.tensor([label for _, label in corners]),
+        masks=SparseMasks([[square] for square in squares], (10, 20), (10, 20)),
+    )
+    found = build_target(of_two(tmp_path, text, WEIGHTED), 2)(objects)
+    labels = found.labels.numpy()
+    numbers = np.where(labels == 1, np.where(np.arange(20) < 10, 1, 2), 0).astype(np.int32)
+    assert found.weights is not None
+    extra = found.weights.numpy() - class_balance(labels)[labels]
+    assert np.allclose(extra, gap_weights(numbers), atol=1e-5)
+    everything = build_target(of_two(tmp_path, text, "data.targets={weight_map: {}}"), 2)(objects)
+    assert everything.weights is not None
+    # Without the choice the dog's neighbours are nearer.
+    assert everything.weights[5, 7] > found.weights[5, 7]
+
+
+def test_cells_that_there_are_not(tmp_path: Path, text: str) -> None:
+    config = of_two(tmp_path, text, WEIGHTED.replace("[0]", "[0, 2]"))
+    with pytest.raises(ConfigError, match=r"data\.targets.*cell_labels must be in 0\.\.1, got 2"):
+        build_target(config, 2)
+    for setting, message in (
+        ("{cell_labels: [0]}", r"data\.targets: cell_labels says .*: set weight_map"),
+        ("{weight_map: {}, cell_labels: []}", r"data\.targets\.cell_labels: expected at least 1"),
+        ("{weight_map: {}, cell_labels: [cat]}", r"cell_labels\.0: expected an integer, got 'cat'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            of_two(tmp_path, text, f"data.targets={setting}")
+
+
+def test_objects_are_pasted_before_maps_are_painted(tmp_path: Path, text: str) -> None:
+    """A map shows the class of what was pasted, at its pixels."""
+    config = of_two(tmp_path, text, "model.image_channels=1", "data.aspect_grouping=false")
+    pasting = config.data.model_copy(update={"copy_paste": CopyPasteConfig(p=1.0)})
+    config = config.model_copy(update={"data": pasting})
+    loader = build_train_loader(config, read_index(config.data.train, need_masks=True))
+    names = set()
+    for epoch in range(8):
+        for batch in loader.epoch(epoch):
+            for image, target, path in zip(batch.images, batch.targets, batch.paths, strict=True):
+                assert torch.equal(image[0], 50 * target.labels)
+                names |= {(path[-5], int(target.labels.max()))}
+    assert names >= {("a", 1), ("a", 2), ("b", 1)}
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(1, 16), (3, 8)])

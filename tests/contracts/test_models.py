@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -36,7 +35,6 @@ from instseg.config.schema_one_stage import (
 )
 from instseg.models.backbones.vgg import SSDVGG
 from instseg.models.default_boxes import ssd300_default_boxes, ssd512_default_boxes
-from instseg.models.detection.detector import Detector
 from instseg.models.detection.one_stage import OneStageDetector
 from instseg.models.detection.ssd import SSDHead
 from instseg.models.detection.yolov1 import YOLOv1Head
@@ -45,6 +43,16 @@ from instseg.models.necks.ssd import SSDExtraLayers
 from instseg.models.preprocess import Preprocess
 from instseg.ops import instance_rles, rle
 from instseg.structures import Instances, RoIMasks, SparseMasks
+
+from .common import (
+    check_compiles_in_one_graph,
+    check_gradients,
+    check_outputs_repeat,
+    check_state_dict_round_trip,
+    check_training_repeats,
+    class_layers,
+    loss_history,
+)
 
 NUM_CLASSES = 3
 
@@ -188,30 +196,13 @@ def box_polygon(box: list[float]) -> np.ndarray:
 
 
 def test_losses_are_finite_scalars_with_gradients(model):
-    model.train()
     sizes = [(64, 96), (75, 50)]
-    losses = model([image(*s) for s in sizes], [square(s) for s in sizes])
-    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-        if parameter.grad is not None:
-            assert parameter.grad.isfinite().all(), name
+    losses = model.train()([image(*s) for s in sizes], [square(s) for s in sizes])
+    check_gradients(model, losses)
 
 
 def test_training_lowers_the_loss(model):
-    model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    picture, target = [image(64, 64)], [square((64, 64))]
-    history = []
-    for _ in range(12):
-        torch.manual_seed(1)
-        loss = sum(model(picture, target).values())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        history.append(loss.item())
+    history = loss_history(model, [image(64, 64)], [square((64, 64))], lr=0.01, steps=12)
     assert min(history[6:]) < history[0]
 
 
@@ -220,12 +211,9 @@ def test_images_without_objects_train(model, crowd):
     size = (64, 64)
     target = square(size, crowd=True) if crowd else Instances.empty(size, with_masks=True)
     losses = model.train()([image(*size)], [target])
-    assert all(loss.isfinite() for loss in losses.values())
     of_objects = {"loss_rpn_box_reg", "loss_box_reg", "loss_l1", "loss_mask"}
     assert all(losses[name] == 0 for name in of_objects & losses.keys())
-    sum(losses.values()).backward()
-    # Else the processes of a group would wait for each other's gradients.
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    check_gradients(model, losses)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 97), (31, 20), (1, 5)])
@@ -277,15 +265,7 @@ def test_nothing_found_is_an_empty_result(model):
 
 
 def test_state_dict_round_trip(model, tmp_path):
-    from instseg.engine.weights import load_weights, save_weights
-
-    save_weights(tmp_path / "w.safetensors", model.state_dict(), {})
-    tensors, _ = load_weights(tmp_path / "w.safetensors")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
-    model.load_state_dict(tensors)
-    assert all(torch.equal(v, tensors[k]) for k, v in model.state_dict().items())
+    check_state_dict_round_trip(model, tmp_path)
 
 
 def test_frozen_parts_stay_frozen(model):
@@ -338,35 +318,16 @@ def test_uint16_is_the_same_picture(model):
 
 @torch.inference_mode()
 def test_outputs_repeat_to_the_bit(model):
-    picture = [image(64, 96), image(70, 50, seed=1)]
-    first, second = model.eval()(picture), model(picture)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.boxes, b.boxes)
-        assert torch.equal(a.scores, b.scores)
-        assert torch.equal(a.labels, b.labels)
+    check_outputs_repeat(model, [image(64, 96), image(70, 50, seed=1)])
 
 
 def test_training_repeats_to_the_bit(model):
-    def losses() -> dict[str, torch.Tensor]:
-        torch.manual_seed(3)
-        return {k: v.detach() for k, v in model([image(64, 64)], [square((64, 64))]).items()}
-
-    model.train()
-    for module in model.modules():  # running figures would differ the second time
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    first, second = losses(), losses()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    check_training_repeats(model, [image(64, 64)], [square((64, 64))])
 
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_class_layers_are_those_whose_shapes_follow_the_classes(name):
-    with torch.device("meta"):  # the shapes alone
-        few, many = MODELS[name](2), MODELS[name](5)
-    assert isinstance(few, Detector)
-    shapes = {key: value.shape for key, value in many.state_dict().items()}
-    differing = {key for key, value in few.state_dict().items() if value.shape != shapes[key]}
-    named = {key for key in shapes if any(fnmatchcase(key, p) for p in few.class_layers)}
+    differing, named = class_layers(MODELS[name])
     assert differing <= named
     # The layers of masks are new with their task, even where their shapes are the same.
     assert [key for key in named - differing if not re.search("mask|coefficients", key)] == []
@@ -376,21 +337,11 @@ def test_class_layers_are_those_whose_shapes_follow_the_classes(name):
 def test_thousands_of_objects(model, sizes):
     """On and around small images, so that most share cells, and many lie outside."""
     losses = model.train()([image(*s) for s in sizes], [thousands(s) for s in sizes])
-    assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    check_gradients(model, losses)
 
 
 @torch.inference_mode()
 def test_networks_compile_in_one_graph(model):
-    torch._dynamo.reset()
     if isinstance(model, OneStageDetector):
         model.head.score_threshold = 1e-6
-    (expected,) = model.eval()([image(64, 96)])
-    for network in model.networks:
-        network.compile(fullgraph=True, backend="eager")
-    (found,) = model([image(64, 96)])
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.scores, expected.scores)
-    assert torch.equal(found.labels, expected.labels)
+    check_compiles_in_one_graph(model, [image(64, 96)])

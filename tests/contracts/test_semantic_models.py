@@ -23,10 +23,19 @@ from instseg.config.schema_semantic import (
     UNetConfig,
     UNetFpnConfig,
 )
-from instseg.engine.weights import load_weights, save_weights
 from instseg.models.semantic.segmenter import SemanticSegmenter
 from instseg.ops import instance_rles, rle
 from instseg.structures import IGNORE, Instances, SemanticMap
+
+from .common import (
+    check_compiles_in_one_graph,
+    check_gradients,
+    check_outputs_repeat,
+    check_state_dict_round_trip,
+    check_training_repeats,
+    class_layers,
+    loss_history,
+)
 
 NUM_CLASSES = 3
 SIZES = [(64, 64), (33, 97), (31, 20), (1, 5)]
@@ -136,16 +145,6 @@ def live(model: SemanticSegmenter) -> None:
             nn.init.normal_(parameter, std=0.1)
 
 
-def check_gradients(model: SemanticSegmenter, losses: dict[str, Tensor]) -> None:
-    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        # Else the processes of a group would wait for each other's gradients.
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-        if parameter.grad is not None:
-            assert parameter.grad.isfinite().all(), name
-
-
 def test_losses_are_finite_scalars_with_gradients(model):
     sizes = [(64, 96), (75, 50)]
     live(model)
@@ -156,18 +155,8 @@ def test_losses_are_finite_scalars_with_gradients(model):
 
 
 def test_training_lowers_the_loss(model):
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     picture, target = [image(model, 64, 64)], [square(model, (64, 64))]
-    history = []
-    for _ in range(10):
-        torch.manual_seed(1)
-        loss = sum(model(picture, target).values())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        history.append(loss.item())
+    history = loss_history(model, picture, target, lr=0.1, steps=10)
     assert min(history[5:]) < 0.95 * history[0]
 
 
@@ -308,13 +297,7 @@ def test_bad_targets_are_named(model):
 
 
 def test_state_dict_round_trip(model, tmp_path):
-    save_weights(tmp_path / "w.safetensors", model.state_dict(), {})
-    tensors, _ = load_weights(tmp_path / "w.safetensors")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
-    model.load_state_dict(tensors)
-    assert all(torch.equal(v, tensors[k]) for k, v in model.state_dict().items())
+    check_state_dict_round_trip(model, tmp_path)
 
 
 def test_uint16_is_the_same_picture(model):
@@ -329,30 +312,16 @@ def test_uint16_is_the_same_picture(model):
 @torch.inference_mode()
 def test_outputs_repeat_to_the_bit(model):
     live(model)
-    pictures = [image(model, 64, 96), image(model, 70, 50, seed=1)]
-    for a, b in zip(model.eval()(pictures), model(pictures), strict=True):
-        assert torch.equal(a.scores, b.scores)
-        assert torch.equal(a.labels, b.labels)
+    check_outputs_repeat(model, [image(model, 64, 96), image(model, 70, 50, seed=1)])
 
 
 def test_training_repeats_to_the_bit(model):
-    def losses() -> dict[str, Tensor]:
-        torch.manual_seed(3)
-        found = model([image(model, 64, 64)], [square(model, (64, 64))])
-        return {k: v.detach() for k, v in found.items()}
-
-    model.train()
-    first, second = losses(), losses()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    check_training_repeats(model, [image(model, 64, 64)], [square(model, (64, 64))])
 
 
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_class_layers_are_those_whose_shapes_follow_the_classes(name):
-    with torch.device("meta"):  # the shapes alone
-        few, many = MODELS[name](2), MODELS[name](5)
-    shapes = {key: value.shape for key, value in many.state_dict().items()}
-    differing = {key for key, value in few.state_dict().items() if value.shape != shapes[key]}
-    named = {key for key in shapes if any(fnmatchcase(key, p) for p in few.class_layers)}
+    differing, named = class_layers(MODELS[name])
     assert differing
     assert named == differing
 
@@ -375,16 +344,9 @@ def test_sizes_are_what_the_network_says(name):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
 def test_networks_compile_in_one_graph(name):
-    torch._dynamo.reset()
-    model = MODELS[name](2).eval()
+    model = MODELS[name](2)
     live(model)
-    pictures = [image(model, 64, 96)]
-    (expected,) = model(pictures)
-    for network in model.networks:
-        network.compile(fullgraph=True, backend="eager")
-    (found,) = model(pictures)
-    assert torch.equal(found.scores, expected.scores)
-    assert torch.equal(found.labels, expected.labels)
+    check_compiles_in_one_graph(model, [image(model, 64, 96)])
 
 
 @pytest.mark.parametrize("name", ["unet_valid", "unet_attention", "fcn_8s", "segnet", "unet_fpn"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from instseg.models.preprocess import Preprocess
 from instseg.models.semantic.network import SegmentationNetwork
 from instseg.models.targets import check_targets
+from instseg.ops.mirror import mirrored_indices
 from instseg.structures import IGNORE, Instances, SemanticMap
 from instseg.structures.geometry import Size
 
@@ -180,11 +181,9 @@ def mirrored(images: Tensor, corner: Size, size: Size) -> Tensor:
     """
     for axis, (start, wanted) in enumerate(zip(corner, size, strict=True), start=-2):
         have = images.shape[axis]
-        if (start, wanted) == (0, have):
-            continue
-        period = max(2 * (have - 1), 1)
-        place = (torch.arange(wanted, device=images.device) - start) % period
-        images = images.index_select(axis, torch.minimum(place, period - place))
+        if (start, wanted) != (0, have):
+            shown = mirrored_indices(-start, wanted, have)
+            images = images.index_select(axis, shown.to(images.device))
     return images
 
 
