@@ -1,19 +1,18 @@
-"""`instseg dataset`: convert annotations to COCO JSON, check such a file, find anchors for it."""
+"""`instseg dataset`: annotations to COCO JSON; check such a file, find anchors, write shards."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from instseg.cli.common import CONSOLE, set_up_logging
-from instseg.cli.dataset_formats import OnProgress, add_formats
+from instseg.cli.common import set_up_logging
+from instseg.cli.dataset_formats import add_formats
+from instseg.cli.dataset_shards import add_shard
+from instseg.cli.progress_bar import progress_bar
 from instseg.data.anchors import box_sizes, kmeans_anchors, mean_best_iou
 from instseg.data.check import check_coco, format_report, has_errors
 from instseg.data.coco import load_coco
@@ -38,6 +37,7 @@ examples:
   dataset.py check train.json --images images/
   dataset.py check stack.json --images images/ --channels 1 --bits 16
   dataset.py anchors --annotations train.json --letterbox 416 416 --number 5
+  dataset.py shard train.json --images images/ --output shards/train
 
 exit status: 0 done, 1 the check found errors, 2 unusable arguments or files
 """
@@ -62,7 +62,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError("--folds, --fold and --part belong together: give all three or none")
     if not args.output.parent.is_dir():
         raise ValueError(f"there is no folder {args.output.parent} to write --output to")
-    with _progress("reading") as on_progress:
+    with progress_bar("reading") as on_progress:
         coco: Coco = args.read(args, on_progress)
     if args.folds is not None:
         coco = take_fold(coco, folds=args.folds, index=args.fold, part=args.part)
@@ -76,7 +76,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    with _progress("checking") as on_progress:
+    with progress_bar("checking") as on_progress:
         defects = check_coco(
             args.annotations,
             args.images,
@@ -110,29 +110,15 @@ def _anchors(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[OnProgress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Convert annotations to COCO JSON, check such a file, or find anchors for it.",
+        description="Convert annotations to COCO JSON; check such a file, find anchors for it, "
+        "write it with its images as shards.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="{convert,check,anchors}")
+    commands = parser.add_subparsers(required=True, metavar="{convert,check,anchors,shard}")
     convert = commands.add_parser("convert", help="write annotations of another format as COCO")
     convert.set_defaults(run=_convert)
     add_formats(convert.add_subparsers(required=True, metavar="FORMAT"))
@@ -146,6 +132,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, metavar="FILE", help="write the defects there too")
     check.set_defaults(run=_check)
     _add_anchors(commands.add_parser("anchors", help="cluster the boxes of a COCO file"))
+    add_shard(commands.add_parser("shard", help="write a COCO file and its images as tar shards"))
     return parser
 
 

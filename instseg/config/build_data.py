@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from instseg.config.build_shards import open_shard_source
+from instseg.config.index_progress import indexing_bar
 from instseg.config.loader import ConfigError
 from instseg.config.schema_data import (
     DataConfig,
@@ -33,17 +35,20 @@ from instseg.config.schema_source import (
     InstancePngSource,
     LabelmeSource,
     SemanticPngSource,
+    ShardsSource,
     Source,
     ViaSource,
     VocSource,
     YoloSource,
 )
-from instseg.data.coco import load_coco
 from instseg.data.folds import take_fold, take_names
 from instseg.data.formats import instance_png, labelme, semantic_png, via, voc, yolo
 from instseg.data.formats.common import FormatError
 from instseg.data.image_pairs import ImagePair, find_pairs
 from instseg.data.index import CocoIndex, build_index
+from instseg.data.index_cache import MIN_BYTES, cached_index
+from instseg.data.json_stream import stream_coco
+from instseg.data.shards.open import DATASET_FILE, name_members
 from instseg.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -85,10 +90,45 @@ def read_pairs(source: Source) -> list[ImagePair]:
 def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
     """Read a data set of any format; a warning says what is left out of it, and why.
 
+    The index of a large COCO file is kept for the next time (see `instseg.data.index_cache`).
+
     Raises:
         AnnotationError, FormatError, OSError: the files cannot be used; see their messages.
+        ConfigError: the data set is none of objects, or no image of it is chosen.
     """
-    coco, root, name = _read(source)
+    if isinstance(source, CocoSource | ShardsSource):
+        name, annotations, root, min_bytes = _large(source)
+        with indexing_bar(name) as on_record:
+            index = cached_index(
+                annotations,
+                root,
+                lambda: _chosen(source, _read(source)[0], name),
+                source=name,
+                need_masks=need_masks,
+                selection=repr((source.include, source.exclude, source.fold)),
+                on_record=on_record,
+                min_bytes=min_bytes,
+            )
+    else:
+        coco, root, name = _read(source)
+        coco = _chosen(source, coco, name)
+        with indexing_bar(name) as on_record:
+            index = build_index(coco, root, source=name, need_masks=need_masks, on_record=on_record)
+    level = logging.INFO if index.is_whole else logging.WARNING
+    _logger.log(level, "%s: %s", name, index.summary())
+    return index
+
+
+def _large(source: CocoSource | ShardsSource) -> tuple[str, Path, Path, int]:
+    """(name for messages, annotation file, image root, from which size on its index is kept)."""
+    if isinstance(source, CocoSource):
+        return str(source.annotations), source.annotations, source.images, MIN_BYTES
+    folder = open_shard_source(source).folder
+    return source.folder, folder / DATASET_FILE, folder, 0  # the small file stands for all shards
+
+
+def _chosen(source: Source, coco: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a COCO dictionary that the source asks for."""
     assert not isinstance(source, ImagePairsSource)  # `_read` refuses it
     if source.include is not None or source.exclude is not None:
         coco = take_names(coco, include=source.include, exclude=source.exclude or [])
@@ -97,20 +137,17 @@ def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
     if source.fold is not None:
         fold = source.fold
         coco = take_fold(coco, folds=fold.folds, index=fold.index, part=fold.part)
-    index = build_index(coco, root, source=name, need_masks=need_masks)
-    is_whole = (
-        len(index.records) == index.total_images
-        and len(index.coco["annotations"]) == index.total_annotations
-    )
-    _logger.log(logging.INFO if is_whole else logging.WARNING, "%s: %s", name, index.summary())
-    return index
+    return name_members(coco) if isinstance(source, ShardsSource) else coco
 
 
 def _read(source: Source) -> tuple[dict[str, Any], Path, str]:
     """(COCO dictionary, image root, name for messages)."""
     match source:
         case CocoSource():
-            return load_coco(source.annotations), source.images, str(source.annotations)
+            return stream_coco(source.annotations), source.images, str(source.annotations)
+        case ShardsSource():
+            shards = open_shard_source(source)
+            return shards.coco_with_members(), shards.folder, source.folder
         case InstancePngSource():
             coco = instance_png.read(
                 source.images,

@@ -13,6 +13,7 @@ from instseg.config.schema import Config
 from instseg.config.schema_semantic import SemanticConfig
 from instseg.data.dataset import instances_of
 from instseg.data.index import CocoIndex, Record
+from instseg.data.records import Records
 from instseg.data.semantic_targets import SemanticTarget
 from instseg.data.weight_map import UNetWeights
 from instseg.evaluation.dsb import DsbEvaluator
@@ -155,12 +156,13 @@ def build_target(config: Config, num_classes: int) -> SemanticTarget:
 class _Truth:
     """The truth of an image by its id, made when it is asked for."""
 
-    def __init__(self, records: Sequence[Record], make: Callable[[Instances], Any]) -> None:
-        self._records = {record.image_id: record for record in records}
+    def __init__(self, records: Records, make: Callable[[Instances], Any]) -> None:
+        self._records = records
         self._make = make
 
     def __call__(self, image_id: int) -> Any:
-        return self._make(instances_of(self._records[image_id], with_masks=True))
+        record = self._records[self._records.position(image_id)]
+        return self._make(instances_of(record, with_masks=True))
 
 
 def _itself(semantic: SemanticMap) -> SemanticMap:

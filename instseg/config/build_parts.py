@@ -20,6 +20,7 @@ from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
 from instseg.config.schema_semantic import Pix2PixConfig
 from instseg.data.image_pairs import ImagePair
+from instseg.data.index import CocoIndex
 from instseg.data.loader import DetectionLoader
 from instseg.engine.protocols import Evaluator
 from instseg.evaluation.images import SSIM_WINDOW, ImageEvaluator
@@ -56,6 +57,9 @@ def build_parts(config: Config) -> Parts:
         return _image_parts(config)
     train_index = read_index(config.data.train, need_masks=learns_masks(config))
     val_index = read_val_index(config)
+    if config.data.on_defect == "raise":
+        _refuse_defects("data.train", train_index)
+        _refuse_defects("data.val", val_index)
     return Parts(
         build_train_loader(config, train_index),
         build_val_loader(config, val_index),
@@ -64,6 +68,14 @@ def build_parts(config: Config) -> Parts:
         f"{len(train_index.records)} training images, {len(val_index.records)} validation images, "
         f"{len(train_index.categories)} classes",
     )
+
+
+def _refuse_defects(key: str, index: CocoIndex) -> None:
+    if not index.is_whole:
+        raise ConfigError(
+            f"{key}: {index.summary()}. data.on_defect is raise: mend them, or train without them "
+            "by data.on_defect=skip"
+        )
 
 
 def build_pair_evaluation(

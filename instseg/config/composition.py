@@ -174,7 +174,7 @@ def _assign(
 
 
 def _index(key: str, items: Sequence[Node], path: str, origin: Origin) -> int:
-    if key.isdecimal() and int(key) < len(items):
+    if key.isdecimal() and len(key) < 9 and int(key) < len(items):
         return int(key)
     indices = f"an index from 0 to {len(items) - 1}" if items else "no index: the list is empty"
     raise ConfigError(f"{origin}: {path} is a list: expected {indices}, got '{key}'")

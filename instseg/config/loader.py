@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +47,7 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T
     Raises:
         ConfigError: The configuration cannot be read or does not fit the schema.
     """
-    view = SchemaView(schema)
+    view = _view(schema)
     root = apply_overrides(read_with_bases(path, view), overrides, view)
     return _validate(expand_variables(root, os.environ), schema, view)
 
@@ -70,7 +71,7 @@ def parse_config(text: str, schema: type[T], *, source: str) -> T:
     if BASE_KEY in root.value:
         origin = root.value[BASE_KEY].origin
         raise ConfigError(f"{origin}: '{BASE_KEY}' is not allowed in a stored config")
-    return _validate(expand_variables(root, None), schema, SchemaView(schema))
+    return _validate(expand_variables(root, None), schema, _view(schema))
 
 
 def dump_config(config: BaseModel) -> str:
@@ -79,6 +80,11 @@ def dump_config(config: BaseModel) -> str:
     Paths are written as strings. The text has no ``base`` and no environment variables.
     """
     return to_yaml(_escape(config.model_dump(mode="json", by_alias=True, round_trip=True)))
+
+
+@cache  # making it takes ten times as long as reading a configuration
+def _view(schema: type[BaseModel]) -> SchemaView:
+    return SchemaView(schema)
 
 
 def _validate(root: Node, schema: type[T], view: SchemaView) -> T:

@@ -10,101 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from instseg.config.schema_base import (
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    Probability,
-    Section,
+from instseg.config.schema_base import Section
+from instseg.config.schema_data import (
+    DataConfig,
+    ResizeTransformConfig,
+    TargetsConfig,
+    refuse_drawn_sizes,
 )
-from instseg.config.schema_data import DataConfig, ResizeTransformConfig, refuse_drawn_sizes
 from instseg.config.schema_model import ModelConfig
-
-
-class SgdConfig(Section):
-    """Stochastic gradient descent with momentum."""
-
-    name: Literal["sgd"]
-    lr: PositiveFloat
-    momentum: NonNegativeFloat = 0.9
-    weight_decay: NonNegativeFloat = 1e-4
-
-
-class AdamWConfig(Section):
-    """Adam with decoupled weight decay."""
-
-    name: Literal["adamw"]
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-
-
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
-
-
-class MultiStepConfig(Section):
-    """Multiply the rate by ``gamma`` after each of the ``milestones``."""
-
-    name: Literal["multi_step"]
-    warmup_steps: NonNegativeInt = 500
-    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.75, 0.92]
-    """As shares of the whole training."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-    @model_validator(mode="after")
-    def _milestones_rise(self) -> MultiStepConfig:
-        if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must rise, got {self.milestones}")
-        return self
-
-
-class CosineConfig(Section):
-    """Half a cosine down to ``final_factor`` of the rate."""
-
-    name: Literal["cosine"]
-    warmup_steps: NonNegativeInt = 500
-    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    final_factor: Probability = 0.0
-
-
-ScheduleConfig = Annotated[MultiStepConfig | CosineConfig, Field(discriminator="name")]
-
-
-class InitConfig(Section):
-    """Weights of a whole model to start from, as `tools/train_net.py` writes them."""
-
-    weights: Path
-    heads: bool = True
-    """Take the class-specific layers too; false where the classes are others."""
-
-
-class TrainConfig(Section):
-    """The course of the training."""
-
-    epochs: PositiveInt
-    init_from: InitConfig | None = None
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig = CosineConfig(name="cosine")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    accumulate: PositiveInt = 1
-    """Batches for each update."""
-    clip_norm: PositiveFloat | None = None
-    amp: Literal["bf16", "fp16"] | None = None
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    eval_every: PositiveInt = 1
-    """Epochs."""
-    save_every: PositiveInt = 500
-    """Steps between checkpoints, besides one at the end of each epoch."""
-    log_every: PositiveInt = 20
-    """Steps."""
-    best_metric: str | None = None
-    """Which score chooses `best.safetensors`, such as "segm/AP"; null for AP of the last of
-    `evaluation.iou_types`."""
-    device: str | None = None
-    """Such as "cuda" or "cpu"; null takes a GPU where there is one."""
+from instseg.config.schema_semantic import SemanticConfig
+from instseg.config.schema_train import InitConfig as InitConfig
+from instseg.config.schema_train import TrainConfig
 
 
 class EvaluationConfig(Section):
@@ -154,8 +72,14 @@ class Config(Section):
                 "model.image_mean and model.image_std need a value for each of the images' "
                 f"{channels} channels"
             )
-        if self.data.copy_paste is not None and not self.model.predicts_masks:
+        learns_maps = isinstance(self.model, SemanticConfig)
+        if self.data.copy_paste is not None and not (self.model.predicts_masks or learns_maps):
             raise ValueError(
                 "data.copy_paste pastes objects by their masks: it needs a model that has masks"
+            )
+        if self.data.targets != TargetsConfig() and not learns_maps:
+            raise ValueError(
+                "data.targets says how objects become class maps, which the model semantic alone "
+                f"learns, not {self.model.name}: leave it out"
             )
         return self

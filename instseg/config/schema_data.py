@@ -269,7 +269,52 @@ class TargetsConfig(Section):
     """Keep a line of background between objects that touch, as U-Net does."""
     cells: Literal["instances", "components"] = "instances"
     """What the weight map keeps apart: the objects, or the connected parts of their class."""
+    cell_labels: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Labels whose objects the weight map keeps apart, from 0 in the order of the category ids;
+    null for all. A membrane's is not one."""
     weight_map: WeightMapConfig | None = None
+
+    @model_validator(mode="after")
+    def _cells_are_of_the_weight_map(self) -> TargetsConfig:
+        if self.cell_labels is not None and self.weight_map is None:
+            raise ValueError(
+                "cell_labels says what the weight map keeps apart, and there is none: set "
+                "weight_map, or leave it out"
+            )
+        return self
+
+
+class ShuffleSamplingConfig(Section):
+    """Every image once an epoch."""
+
+    name: Literal["shuffle"]
+    keep_empty: bool = True
+    """Take in images without objects."""
+
+
+class RepeatFactorSamplingConfig(Section):
+    """LVIS's repeat factor sampling: images of rare classes several times an epoch."""
+
+    name: Literal["repeat_factor"]
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.001
+    """Classes in a smaller share of the images are repeated, by the square root of what they
+    lack."""
+    keep_empty: bool = True
+    """Take in images without objects."""
+
+
+class ClassAwareSamplingConfig(Section):
+    """Every class equally often, then one of its images."""
+
+    name: Literal["class_aware"]
+    keep_empty: bool = False
+    """Draw images without objects too, as if these were one more class."""
+
+
+SamplingConfig = Annotated[
+    ShuffleSamplingConfig | RepeatFactorSamplingConfig | ClassAwareSamplingConfig,
+    Field(discriminator="name"),
+]
 
 
 class DataConfig(Section):
@@ -289,9 +334,26 @@ class DataConfig(Section):
     batch_size: PositiveInt = 4
     val_batch_size: PositiveInt = 4
     workers: NonNegativeInt = 2
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    """How worker processes are made; null for Python's default."""
+    on_worker_fault: Literal["stop", "restart"] = "restart"
+    """What is done when a worker process dies or hangs; the batches stay the same."""
+    worker_timeout: PositiveFloat | None = 600
+    """Seconds without progress of any worker, while a batch is waited for, after which they count
+    as hung; more than a worker's start and its longest sample take. null waits for ever."""
+    sampling: SamplingConfig = ShuffleSamplingConfig(name="shuffle")
     aspect_grouping: bool = True
+    decode: Literal["full", "reduced"] = "full"
+    """"reduced" decodes JPEGs for `train_transforms` at 1/2, 1/4 or 1/8 of their size where the
+    first transform, a resize, needs no more: faster, and a little other pixels."""
+    shard_window: PositiveInt | None = None
+    """Of a data set in shards: shuffle the shards, and the images within every so many; null
+    shuffles all images."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does to an epoch; the file is named either way."""
+    on_defect: Literal["skip", "raise"] = "skip"
+    """What a record of the annotations that cannot be used does to a training: it is left out, with
+    one warning that counts the reasons, or the training does not begin."""
 
     @model_validator(mode="after")
     def _validation_draws_nothing(self) -> DataConfig:

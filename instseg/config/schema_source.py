@@ -44,6 +44,18 @@ class CocoSource(SourceConfig):
     """Folder that the file names in ``annotations`` are relative to."""
 
 
+class ShardsSource(SourceConfig):
+    """Tar shards, as `instseg dataset shard` writes them, in a folder or an object store."""
+
+    format: Literal["shards"]
+    folder: str
+    """The folder, or its address: https://..., s3://..., gs://..."""
+    download: bool = False
+    """Of an address: download whole shards to the cache, instead of reading byte ranges."""
+    cache_gib: Annotated[float, Field(gt=0)] = 20.0
+    """What its downloaded shards may take on the disk, in GiB."""
+
+
 class InstancePngSource(SourceConfig):
     """A mask image for each image: pixel value = instance id, 0 = background."""
 
@@ -147,6 +159,7 @@ class ImagePairsSource(Section):
 
 Source = Annotated[
     CocoSource
+    | ShardsSource
     | InstancePngSource
     | SemanticPngSource
     | VocSource

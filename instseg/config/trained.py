@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -109,8 +110,10 @@ def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedMo
     """
     tensors, stored, categories = _read(path)
     config = config or parse_config(stored, InferenceConfig, source=str(path))
+    with torch.device("meta"):  # the shapes alone: a file may describe a model of any size
+        shapes = build_model(config.model, num_classes=len(categories), load_backbone=False)
+    check_state_dict(shapes.state_dict(), tensors, path)
     model = build_model(config.model, num_classes=len(categories), load_backbone=False)
-    check_state_dict(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
     return TrainedModel(model.eval(), build_transforms(config.transforms), categories, config)
 

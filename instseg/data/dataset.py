@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from instseg.data.image_io import ImageError, read_image
-from instseg.data.index import Record
+from instseg.data.image_io import ImageError, image_size, read_image
+from instseg.data.index import Record, Records
 from instseg.data.sampling import SampleKey, sample_seed
 from instseg.data.transforms import Compose, MixTransform, Pair
+from instseg.data.transforms.layout import planar
 from instseg.structures.geometry import Size
 from instseg.structures.image_target import ImageTarget
 from instseg.structures.instances import Instances
@@ -73,6 +74,9 @@ class DetectionDataset(Dataset[Sample | None]):
             leaves out the mix, where it is a partner).
         channels: of the images; see `read_image`.
         bits16: what becomes of 16-bit images; "keep" leaves them ``uint16``. See `read_image`.
+        decode: "reduced" decodes a JPEG at 1/2, 1/4 or 1/8 of its size where ``transforms`` begin
+            with a resize to no more than that, which is faster; pixels differ a little. Images
+            that ``mix_read`` is at work on come whole.
         make_target: makes the samples' targets of their objects after all else; None leaves them.
 
     Raises:
@@ -93,15 +97,14 @@ class DetectionDataset(Dataset[Sample | None]):
         on_error: Literal["raise", "skip"] = "raise",
         channels: int = 3,
         bits16: Literal["scale", "stretch", "keep"] = "scale",
+        decode: Literal["full", "reduced"] = "full",
         make_target: Callable[[Instances], Target] | None = None,
     ) -> None:
-        if with_masks:
-            for record in records:
-                if record.segmentations is None:
-                    raise ValueError(
-                        f"image {record.image_id} ({record.path}) has no segmentations; "
-                        "use with_masks=False to train boxes alone"
-                    )
+        if with_masks and (record := _without_masks(records)) is not None:
+            raise ValueError(
+                f"image {record.image_id} ({record.path}) has no segmentations; "
+                "use with_masks=False to train boxes alone"
+            )
         for mix in (*mix_read, *mix_transformed):
             if mix.needs_masks and not with_masks:
                 raise ValueError(f"{type(mix).__name__} moves masks: it needs with_masks=True")
@@ -115,6 +118,7 @@ class DetectionDataset(Dataset[Sample | None]):
         self._skip_unreadable = on_error == "skip"
         self._channels = channels
         self._bits16 = bits16
+        self._reduces = decode == "reduced"
         self._make_target = make_target
         # Shared by the loader's worker processes, so that they warn once between them.
         self._warned = torch.zeros(len(records), dtype=torch.bool).share_memory_()
@@ -129,18 +133,19 @@ class DetectionDataset(Dataset[Sample | None]):
             ImageError: the image cannot be read or has the wrong size, and ``on_error="raise"``.
         """
         record = self.records[key.index]
-        with reproducible(sample_seed(self._seed, key.epoch, key.index)), naming(record.path):
-            pair = self._read(key.index)
+        seed = sample_seed(self._seed, key.epoch, key.index, key.repeat)
+        with reproducible(seed), naming(record.path):
+            is_plain = self._mix_read_epochs is not None and key.epoch >= self._mix_read_epochs
+            mixes = () if is_plain else self._mix_read
+            pair = self._pair(key.index, record, whole=bool(mixes))
             if pair is None:
                 return None
-            if self._mix_read_epochs is None or key.epoch < self._mix_read_epochs:
-                pair = self._mixed(pair, self._mix_read, self._read)
-            pair = self._transforms(*pair)
+            pair = self._transforms(*self._mixed(pair, mixes, self._read))
             image, objects = self._mixed(pair, self._mix_transformed, self._read_and_transformed)
             target = objects if self._make_target is None else self._make_target(objects)
         return Sample(
             # A cropped view would drag the whole image's memory to the training process.
-            image=image.as_subclass(Tensor).contiguous(),
+            image=planar(image.as_subclass(Tensor)),
             target=target,
             image_id=record.image_id,
             original_size=record.size,
@@ -162,18 +167,25 @@ class DetectionDataset(Dataset[Sample | None]):
         return base
 
     def _read_and_transformed(self, index: int) -> Pair | None:
-        pair = self._read(index)
+        record = self.records[index]
+        pair = self._pair(index, record, whole=False)
         if pair is None:
             return None
-        with naming(self.records[index].path):
+        with naming(record.path):
             transformed: Pair = self._transforms(*pair)
             return transformed
 
     def _read(self, index: int) -> Pair | None:
         """An image as it is in the file; None where it cannot be read and is to be skipped."""
-        record = self.records[index]
+        return self._pair(index, self.records[index], whole=True)
+
+    def _pair(self, index: int, record: Record, *, whole: bool) -> Pair | None:
+        """As `_read`; unless ``whole``, of fewer pixels than its objects' size says, for `Compose`.
+
+        The record is given because making it costs time.
+        """
         try:
-            return self._image(record), instances_of(record, with_masks=self._with_masks)
+            return self._image(record, whole), instances_of(record, with_masks=self._with_masks)
         except ImageError as error:
             if not self._skip_unreadable:
                 raise
@@ -182,9 +194,12 @@ class DetectionDataset(Dataset[Sample | None]):
                 _logger.warning("skipping an image: %s", error)
             return None
 
-    def _image(self, record: Record) -> tv_tensors.Image:
-        pixels = read_image(record.path, channels=self._channels, bits16=self._bits16)
-        size = (pixels.shape[0], pixels.shape[1])
+    def _image(self, record: Record, whole: bool) -> tv_tensors.Image:
+        least = None if whole else self._least_size(record.size)
+        pixels = read_image(
+            record.path, channels=self._channels, bits16=self._bits16, least_size=least
+        )
+        size = (pixels.shape[0], pixels.shape[1]) if least is None else image_size(record.path)
         if size != record.size:
             # Boxes and masks drawn on another size would lie in the wrong place without a word.
             raise ImageError(
@@ -193,6 +208,20 @@ class DetectionDataset(Dataset[Sample | None]):
                 f"{record.image_id}) state {record.size[0]}x{record.size[1]}",
             )
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+
+    def _least_size(self, size: Size) -> Size | None:
+        """What suffices of an image of ``size`` where half of it does; else None, for the whole."""
+        if not self._reduces:
+            return None
+        least = self._transforms.largest_size(size)
+        return least if 2 * least[0] <= size[0] and 2 * least[1] <= size[1] else None
+
+
+def _without_masks(records: Sequence[Record]) -> Record | None:
+    """The first record without segmentations."""
+    if isinstance(records, Records):  # all alike, and each costs the making
+        return None if records.has_masks or not records else records[0]
+    return next((record for record in records if record.segmentations is None), None)
 
 
 def instances_of(record: Record, *, with_masks: bool) -> Instances:
@@ -203,10 +232,10 @@ def instances_of(record: Record, *, with_masks: bool) -> Instances:
         masks = SparseMasks(record.segmentations, record.size, record.size)
     return Instances(
         image_size=record.size,
-        boxes=torch.from_numpy(record.boxes),
-        labels=torch.from_numpy(record.labels),
+        boxes=torch.from_numpy(record.boxes.copy()),  # what is done to samples must not reach it
+        labels=torch.from_numpy(record.labels.copy()),
         masks=masks,
-        is_crowd=torch.from_numpy(record.is_crowd),
+        is_crowd=torch.from_numpy(record.is_crowd.copy()),
     )
 
 

@@ -19,6 +19,7 @@ from instseg.data.coco import SegmentationError, parse_segmentation
 from instseg.data.image_io import MAX_PIXELS
 from instseg.ops import rle
 from instseg.structures.geometry import Size
+from instseg.structures.masks import Polygon
 
 BOX_TOLERANCE = 1.0
 """Pixels a box may reach past the image without a warning: rounding and inclusive corners."""
@@ -279,10 +280,22 @@ def _mask_findings(annotation: Mapping[str, Any], size: Size | None) -> Iterator
     if isinstance(segmentation, dict):
         if rle.area(segmentation) == 0:
             yield _error("mask-empty", "the mask has no pixel")
+    elif not any(_meets(polygon, size) for polygon in segmentation):
+        yield _error("mask-empty", "the polygons lie outside the image")
     elif len(segmentation) < len(value):
         dropped = len(value) - len(segmentation)
         text = f"{dropped} of {len(value)} polygons have fewer than three points; left out"
         yield _warning("mask-part-degenerate", text)
+
+
+def _meets(polygon: Polygon, size: Size) -> bool:
+    """Whether a polygon's bounds and the image share an area."""
+    height, width = size
+    x, y = polygon[0]
+    if 0 < x < width and 0 < y < height:  # nearly always, and far quicker than the whole
+        return True
+    (left, top), (right, bottom) = polygon.min(axis=0), polygon.max(axis=0)
+    return bool(right > 0 and bottom > 0 and left < width and top < height)
 
 
 def _id_findings(record: Mapping[str, Any], key: str, where: str) -> Iterator[_Finding]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from typing import IO
 
 import cv2
 from PIL import Image
+
+from instseg.structures.geometry import Size
 
 _ORIENTATION = 0x0112
 
@@ -83,9 +86,59 @@ def jpeg_is_complete(data: bytes) -> bool:
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xDA:
-            return data.find(b"\xff\xd9", position) >= 0
+            # From the end, where it is as a rule.
+            return data.rfind(b"\xff\xd9", position) >= 0
         if marker == 0xFF:  # a fill byte
             position += 1
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
+
+
+def png_chunks_fit(data: bytes) -> bool:
+    """Whether every chunk ends within the file; so it is for data of other formats.
+
+    OpenCV takes the memory that a chunk claims before it looks for its bytes: four gigabytes for a
+    file of a hundred bytes.
+    """
+    if not data.startswith(b"\x89PNG"):
+        return True
+    position, kind = 8, b""
+    while position < len(data) and kind != b"IEND":
+        kind = data[position + 4 : position + 8]
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return position <= len(data)
+
+
+def holds_too_little(file: IO[bytes], image: Image.Image) -> bool:
+    """Whether a PNG or JPEG is shorter than its pixels can be coded in, so that its header lies.
+
+    Deflate makes at most 1032 bytes of one; JPEG's Huffman codes take at least a bit for each 8 x 8
+    pixels of its largest component. Decoders take memory for all pixels before they miss any.
+    """
+    position = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    width, height = image.size
+    if image.format == "PNG":
+        row = 1 + width * len(image.getbands()) * stored_bits(file, image) // 8
+        return length * 1032 < height * row
+    return image.format in ("JPEG", "MPO") and length * 512 < width * height
+
+
+def reduced_flag(size: Size, least_size: Size) -> int:
+    """OpenCV's flag for the smallest JPEG decoding with no side below ``least_size``; 0 is whole.
+
+    Sides must be multiples: the last pixels would else lie half beyond the border, and a resize to
+    a given size would stretch the image. The flags' names speak of gray because they say nothing of
+    colour, which another flag asks for.
+    """
+    for divisor, flag in (
+        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    ):
+        quotients = [divmod(side, divisor) for side in size]
+        if all(q >= n and not rest for (q, rest), n in zip(quotients, least_size, strict=True)):
+            return flag
+    return 0

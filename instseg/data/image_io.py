@@ -23,8 +23,11 @@ from PIL import Image
 from instseg.data.image_headers import (
     DECODER_ERRORS,
     exif_orientation,
+    holds_too_little,
     jpeg_is_complete,
     peek,
+    png_chunks_fit,
+    reduced_flag,
     stored_bits,
 )
 from instseg.data.image_pixels import (
@@ -34,6 +37,7 @@ from instseg.data.image_pixels import (
     stored_values,
     upright,
 )
+from instseg.data.shards.members import open_image
 from instseg.data.tiff import (
     TiffError,
     TiffLayout,
@@ -87,17 +91,26 @@ def count_pages(path: str | Path) -> int:
 
 @overload
 def read_image(
-    path: str | Path, *, channels: int = ..., bits16: Literal["scale", "stretch"] = ...
+    path: str | Path,
+    *,
+    channels: int = ...,
+    bits16: Literal["scale", "stretch"] = ...,
+    least_size: Size | None = ...,
 ) -> npt.NDArray[np.uint8]: ...
 @overload
 def read_image(
-    path: str | Path, *, channels: int = ..., bits16: Literal["scale", "stretch", "keep"]
+    path: str | Path,
+    *,
+    channels: int = ...,
+    bits16: Literal["scale", "stretch", "keep"],
+    least_size: Size | None = ...,
 ) -> npt.NDArray[Any]: ...
 def read_image(
     path: str | Path,
     *,
     channels: int = 3,
     bits16: Literal["scale", "stretch", "keep"] = "scale",
+    least_size: Size | None = None,
 ) -> npt.NDArray[Any]:
     """Decode to ``uint8 [H, W, channels]``, turned upright as its EXIF orientation says.
 
@@ -117,6 +130,10 @@ def read_image(
             OpenCV does); "stretch" maps the image's (or page's) smallest..largest value to
             0..255, for cameras that fill only part of the range; "keep" gives them as they are:
             ``uint16 [H, W, channels]``, whereas 8-bit images stay uint8.
+        least_size: (height, width) that suffice for what is done with the image. A JPEG may then
+            come out at 1/2, 1/4 or 1/8 of its size, the smallest with neither side below these,
+            where its sides are multiples of 2, 4 or 8: its decoder leaves out the high
+            frequencies of its blocks, which saves time and memory. Other images come whole.
 
     Raises:
         ImageError: missing, damaged, cut short, of an unsupported kind, of another number of
@@ -143,7 +160,8 @@ def read_image(
         elif image.mode in ("I", "F"):
             raise ImageError(path, "has 32-bit pixels; save it with 8 or 16 bits a channel")
         elif image.format in _OPENCV_FORMATS and image.mode != "CMYK" and not wants_alpha:
-            pixels = from_opencv(_decode_opencv(path, file, image))
+            turned = least_size[::-1] if least_size and orientation >= 5 else least_size
+            pixels = _decode_opencv(path, file, image, turned)
         else:
             if "transparency" in image.info:  # Pillow warns when this step is left out
                 image = image.convert("RGBA")
@@ -211,10 +229,12 @@ def _named_errors(path: str | Path) -> Iterator[None]:
 def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], Image.Image]]:
     """The file and its header, with the size checked."""
     file_path, page = split_page(path)
-    with _named_errors(path), open(file_path, "rb") as file, Image.open(file) as image:
+    with _named_errors(path), open_image(file_path) as file, Image.open(file) as image:
         if page is not None:
             image.seek(page)
         _check_pixels(path, image.size[::-1])
+        if holds_too_little(file, image):
+            raise ImageError(path, "the file is cut short: too few bytes for its pixels")
         yield file, image
 
 
@@ -329,12 +349,19 @@ def _gray(path: str | Path, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return pixels[..., :1]
 
 
-def _decode_opencv(path: str | Path, file: IO[bytes], image: Image.Image) -> npt.NDArray[Any]:
+def _decode_opencv(
+    path: str | Path, file: IO[bytes], image: Image.Image, least_size: Size | None
+) -> npt.NDArray[Any]:
+    """RGB as stored, of a JPEG at a reduced size where that suffices."""
     data = peek(file, 0)
-    # OpenCV 4 fills the missing part of a JPEG with gray and says so on stderr only.
-    if image.format != "PNG" and not jpeg_is_complete(data):
-        raise ImageError(path, "the file is cut short")
-    return _imdecode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    if image.format != "PNG":
+        # OpenCV 4 fills the missing part of a JPEG with gray and says so on stderr only.
+        if not jpeg_is_complete(data):
+            raise ImageError(path, "the file is cut short")
+        if least_size is not None:
+            flags |= reduced_flag((image.height, image.width), least_size)
+    return _imdecode(path, data, flags)
 
 
 def _decode_16_bits(
@@ -349,6 +376,8 @@ def _decode_16_bits(
 
 
 def _imdecode(path: str | Path, data: bytes, flags: int) -> npt.NDArray[Any]:
+    if not png_chunks_fit(data):
+        raise ImageError(path, "the file is cut short")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise ImageError(path, "the file is damaged or cut short")

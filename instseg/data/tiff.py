@@ -6,19 +6,20 @@ A page of a stack is named like a file: ``train-volume.tif#page=07`` is the eigh
 from __future__ import annotations
 
 import math
-import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from tifffile import TiffFile, TiffPage
 
+from instseg.data.shards.members import open_image
 from instseg.structures.geometry import Size
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -72,7 +73,7 @@ def is_tiff(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_image(path) as file:
         return file.read(4) in _MAGIC
 
 
@@ -115,7 +116,7 @@ def read_samples(path: Path, page: int | None = None) -> tuple[npt.NDArray[Any],
             raise TiffError("its pixels are neither gray nor RGB; save it as minisblack or RGB")
         if header.dtype not in (np.uint8, np.uint16):
             raise TiffError(f"has {header.dtype} pixels; save it with 8 or 16 bits a channel")
-        _check_segments(header, path)
+        _check_segments(header)
         pixels = header.asarray(squeeze=False, maxworkers=1)  # [planes, 1, H, W, samples]
         pixels = np.moveaxis(pixels[:, 0], 0, 2).reshape(*pixels.shape[2:4], -1)
         return pixels.astype(header.dtype.newbyteorder("="), copy=False), _orientation(header)
@@ -125,7 +126,9 @@ def read_samples(path: Path, page: int | None = None) -> tuple[npt.NDArray[Any],
 def _page(path: Path, page: int | None) -> Iterator[TiffPage]:
     """The header of a page; whatever tifffile meets in a damaged file becomes `TiffError`."""
     try:
-        with TiffFile(path) as file:
+        with open_image(path) as source:
+            _refuse_loop(source)
+        with open_image(path) as source, TiffFile(source) as file:
             if page is not None and page >= len(file.pages):
                 raise TiffError(f"has no page {page}: its pages are 0 to {len(file.pages) - 1}")
             header = file.pages[page or 0]
@@ -136,6 +139,29 @@ def _page(path: Path, page: int | None) -> Iterator[TiffPage]:
         raise
     except Exception as error:  # tifffile trusts headers: anything from KeyError to MemoryError
         raise TiffError(f"cannot be read as TIFF ({type(error).__name__}: {error})") from error
+
+
+def _refuse_loop(file: IO[bytes]) -> None:
+    """Refuse a chain of pages that comes back to one of them: tifffile would follow it for ever."""
+    header = file.read(16)
+    order = ">" if header[:2] == b"MM" else "<"
+    is_big = 43 in header[2:4]
+    number, entry, offset = ("Q", 20, "Q") if is_big else ("H", 12, "I")
+    place = 8 if is_big else 4
+    seen: set[int] = set()
+    try:
+        (page,) = struct.unpack_from(order + offset, header, place)
+        while page:
+            if page in seen:
+                raise TiffError("its chain of pages is a loop; the file is damaged")
+            seen.add(page)
+            file.seek(page)
+            size = struct.calcsize(order + number)
+            (tags,) = struct.unpack(order + number, file.read(size))
+            file.seek(page + size + tags * entry)
+            (page,) = struct.unpack(order + offset, file.read(struct.calcsize(order + offset)))
+    except (struct.error, OverflowError, OSError):
+        return  # the chain is cut short, which tifffile says of itself
 
 
 def _count_alike(first: TiffPage) -> int:
@@ -161,13 +187,14 @@ def _orientation(header: TiffPage) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _check_segments(header: TiffPage, path: Path) -> None:
+def _check_segments(header: TiffPage) -> None:
     """Refuse strips and tiles that reach past the file's end or inflate to more than their pixels.
 
     tifffile inflates without a limit: a strip of a few megabytes can hold gigabytes of zeros.
     """
     ends = [a + n for a, n in zip(header.dataoffsets, header.databytecounts, strict=True)]
-    size = os.path.getsize(path)
+    handle = header.parent.filehandle
+    size = handle.size
     if max(ends) > size or sum(header.databytecounts) > size:
         raise TiffError("the file is cut short")
     if header.compression == _UNCOMPRESSED:
@@ -189,7 +216,6 @@ def _check_segments(header: TiffPage, path: Path) -> None:
     limit = rows * columns * samples * header.bitspersample // 8
     if limit > _MAX_CHUNK:
         raise TiffError(f"has strips or tiles of {limit} bytes; save it with smaller ones")
-    handle = header.parent.filehandle
     for offset, count in zip(header.dataoffsets, header.databytecounts, strict=True):
         handle.seek(offset)
         inflate = zlib.decompressobj()

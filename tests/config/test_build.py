@@ -278,8 +278,7 @@ def test_what_is_scored(tmp_path: Path) -> None:
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     index = two_classes(tmp_path)
     build.build_train_loader(load(tmp_path), index)
-    for record in index.records:
-        record.is_crowd[:] = True
+    index.columns["is_crowd"][:] = 1
     with pytest.raises(ConfigError, match=r"data\.train has no object to learn from: 1 images"):
         build.build_train_loader(load(tmp_path), index)
 

@@ -41,7 +41,7 @@ def records(tmp_path) -> list[Record]:
     return make_records(tmp_path)
 
 
-def train_loader(records, num_workers, **mixes) -> DetectionLoader:
+def train_loader(records, num_workers, start_method=None, **mixes) -> DetectionLoader:
     chain = [
         RandomCrop(0.5, 1.0),
         ResizeShortestEdge([32, 40], 64),
@@ -50,7 +50,7 @@ def train_loader(records, num_workers, **mixes) -> DetectionLoader:
     ]
     dataset = DetectionDataset(records, Compose(chain), seed=4, with_masks=True, **mixes)
     sampler = TrainBatchSampler([r.size for r in records], 2, seed=4)
-    return DetectionLoader(dataset, sampler, num_workers=num_workers)
+    return DetectionLoader(dataset, sampler, num_workers=num_workers, start_method=start_method)
 
 
 def plain_loader(records, num_workers, batch_size=2, **settings) -> DetectionLoader:
@@ -108,6 +108,21 @@ def test_epochs_do_not_depend_on_workers_or_restarts(records):
     assert run(0, [1, 0]) == truth
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize(
+    "start_method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
+def test_epochs_do_not_depend_on_how_workers_are_made(records, start_method):
+    def run(num_workers, start_method=None):
+        mixes = {"mix_read": [Mosaic((40, 48), p=0.5)], "mix_transformed": [SimpleCopyPaste(p=0.5)]}
+        loader = train_loader(records, num_workers, start_method, **mixes)
+        return [[bits(batch) for batch in loader.epoch(epoch)] for epoch in (0, 1)]
+
+    truth = run(0)
+    for num_workers in (1, 4):
+        assert run(num_workers, start_method) == truth
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_epoch_can_start_anywhere(records, num_workers):
     loader = train_loader(records, num_workers)
@@ -122,6 +137,22 @@ def test_an_epoch_can_start_anywhere(records, num_workers):
         loader.epoch(3, -1)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_shares_of_processes_make_up_the_epoch(records, num_workers):
+    loader = train_loader(records, num_workers)
+    whole = [bits(batch) for batch in loader.epoch(3)]
+    for share in ([0, 2, 4], [1, 3], [], [4]):
+        got = [bits(batch) for batch in loader.epoch(3, positions=share)]
+        assert got == [whole[number] for number in share]
+    assert [bits(batch) for batch in loader.epoch(3, 2, positions=[0, 1, 2, 4])] == whole[2::2]
+    assert [bits(batch) for batch in loader.epoch(3, positions=range(5))] == whole
+    for wrong in ([1, 1], [2, 1], [-1, 0], [4, 5]):
+        with pytest.raises(ValueError, match=r"rising batch numbers in 0\.\.4, got \["):
+            loader.epoch(3, positions=wrong)
+    with pytest.raises(ValueError, match=r"start_batch must be in 0\.\.5.*got 6"):
+        loader.epoch(3, 6, positions=[1])
+
+
 def test_what_was_done_before_the_start_is_not_decoded(records, monkeypatch):
     read = []
     original = dataset_module.read_image
@@ -132,6 +163,9 @@ def test_what_was_done_before_the_start_is_not_decoded(records, monkeypatch):
     )
     list(plain_loader(records, 0).epoch(0, 3))
     assert read == ["image6.jpg", "image7.jpg", "image8.jpg"]
+    read.clear()
+    list(plain_loader(records, 0).epoch(0, 1, positions=[0, 2, 4]))
+    assert read == ["image4.jpg", "image5.jpg", "image8.jpg"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -299,7 +333,7 @@ def test_loader_gives_pinned_images(records):
 def test_workers_end_with_a_killed_trainer(tmp_path, method):
     script = SCRIPT.replace("stops = []", f'multiprocessing.set_start_method("{method}")').replace(
         'print("ready", flush=True)',
-        "print(*(w.pid for w in loader._loader._iterator._workers), flush=True)",
+        "print(*(w.pid for w in loader._watched._pool._workers), flush=True)",
     )
     process = subprocess.Popen(
         [sys.executable, "-c", "import multiprocessing\n" + script, str(tmp_path)],

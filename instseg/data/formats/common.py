@@ -149,6 +149,8 @@ class CocoBuilder:
     def _add(self, record: Record, image_id: int, category: str, fields: dict[str, Any]) -> None:
         if self._categories is not None and category not in self._categories:
             raise record.error(f"class '{category}' is not among {list(self._categories)}")
+        if not all(map(math.isfinite, (*fields["bbox"], fields["area"]))):
+            raise record.error("its coordinates are too large to compute with")
         self._annotations.append(
             {
                 "id": len(self._annotations) + 1,
@@ -180,8 +182,8 @@ def ellipse_polygon(
         angle: turn in radians, clockwise as seen on the image (from x towards y).
     """
     # The gap between an edge and its arc is r * (1 - cos(pi / n)).
-    ratio = 1 - 0.1 / max(*radii, 0.1)
-    count = min(max(math.ceil(math.pi / math.acos(ratio)), 12), 360)
+    arc = math.acos(1 - 0.1 / max(*radii, 0.1))
+    count = max(math.ceil(math.pi / arc), 12) if arc > math.pi / 360 else 360
     cos, sin = math.cos(angle), math.sin(angle)
     polygon = []
     for k in range(count):
@@ -261,9 +263,10 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """`read_text` parsed as JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
         raise FormatError(path, f"not JSON ({error})") from None
 
 

@@ -109,9 +109,11 @@ def _stems(root: Path, split: str | None) -> list[str]:
 
 
 def _parse(record: Record) -> Element:
+    data = read_bytes(record.file)
     try:
-        tree: Element = fromstring(read_bytes(record.file))
-    except (ParseError, DefusedXmlException) as error:
+        tree: Element = fromstring(data)
+    # The last two: an encoding that is unknown, or that expat does not take.
+    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
         raise record.error(f"not a plain XML file ({error})") from None
     if tree.tag != "annotation":
         raise record.error(f"the outer element is <{tree.tag}>, not <annotation>")

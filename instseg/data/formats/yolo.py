@@ -77,18 +77,22 @@ def read_names(file: Path) -> list[str]:
     Raises:
         FormatError: there are none, or the numbers leave gaps.
     """
+    text = read_text(file)
     try:
-        content: Any = yaml.safe_load(read_text(file))
+        # Every scalar is the text that stands there: `no` is a name, and there is no tag, merge key
+        # or number that could do more than that.
+        content: Any = yaml.load(text, yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, RecursionError) as error:
         raise FormatError(file, f"not YAML ({error})") from None
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        if names.keys() != {str(i) for i in range(len(names))}:
             raise FormatError(file, f"'names' must number 0 to {len(names) - 1}: {list(names)}")
-        names = [names[i] for i in range(len(names))]
+        names = [names[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise FormatError(file, "'names' must list the classes")
-    names = [str(name) for name in names]
+    if not all(isinstance(name, str) for name in names):
+        raise FormatError(file, "'names' must list names alone, no lists or maps")
     if len(set(names)) != len(names):
         raise FormatError(file, f"'names' has one class twice: {names}")
     return names
@@ -114,7 +118,8 @@ def _add_object(
     size: Size,
 ) -> None:
     index, *fields = line.split()
-    if not index.isdecimal() or int(index) >= len(names):
+    # Python refuses to read an integer of thousands of digits.
+    if not index.isdecimal() or len(index) > 9 or int(index) >= len(names):
         raise record.error(f"class '{index}' is not a number from 0 to {len(names) - 1}")
     shares = record.numbers(fields)
     if len(shares) < 4 or len(shares) % 2:

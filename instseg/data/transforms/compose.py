@@ -10,7 +10,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from instseg.data.transforms.moves import Pair, PairTransform
+from instseg.data.transforms.resize import Resizing
 from instseg.ops import large_boxes
+from instseg.structures.geometry import Size
 from instseg.structures.instances import Instances
 
 # Torchvision keeps these two families in a module each. Both move pixels, and know boxes and masks
@@ -46,7 +48,8 @@ class Compose(PairTransform):
 
         Args:
             image: ``uint8`` or ``uint16`` ``[C, H, W]``.
-            target: objects with ``image_size == (H, W)``.
+            target: objects with ``image_size == (H, W)``; or with the size of the whole image,
+                where the image has fewer pixels, but as many as `largest_size`.
         """
         dtype = image.dtype
         for transform in self.transforms:
@@ -54,13 +57,23 @@ class Compose(PairTransform):
             _check_together(image, target, transform, dtype)
         return image, drop_degenerate(target, self.min_size)
 
+    def largest_size(self, size: Size) -> Size:
+        """How many pixels suffice: what a resize in the first place makes of an image of ``size``.
+
+        Returns:
+            (height, width); ``size`` itself where anything else comes first.
+        """
+        first = next(iter(self.transforms), None)
+        return first.largest_size(size) if isinstance(first, Resizing) else size
+
 
 def drop_degenerate(target: Instances, min_size: float = 1.0) -> Instances:
     """The instances whose boxes have both sides of at least ``min_size`` pixels.
 
     Cropping and shrinking leave boxes without area, which have no size to regress to.
     """
-    return target[large_boxes(target.boxes, min_size)]
+    is_large = large_boxes(target.boxes, min_size)
+    return target if is_large.all() else target[is_large]
 
 
 def _refuse_foreign_geometry(transform: v2.Transform) -> None:

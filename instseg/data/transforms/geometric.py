@@ -23,6 +23,7 @@ from instseg.data.transforms.moves import (
     visible_enough,
     window,
 )
+from instseg.data.transforms.resize import Resizing
 from instseg.structures.geometry import Size
 from instseg.structures.instances import Instances
 
@@ -40,7 +41,7 @@ class RandomHorizontalFlip(PairTransform):
         return hflip(image, target) if happens(self.p) else (image, target)
 
 
-class LargeScaleJitter(PairTransform):
+class LargeScaleJitter(Resizing):
     """Resize by a random factor, then crop at random or pad to ``size``.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
@@ -65,11 +66,17 @@ class LargeScaleJitter(PairTransform):
 
     def forward(self, image: tv_tensors.Image, target: Instances) -> Pair:
         """Resize the pair and cut or pad it to `size`."""
-        height, width = target.image_size
-        fit = min(self.size[0] / height, self.size[1] / width)
         factor = draw_float(self.min_scale, self.max_scale)
-        image, target = resize(image, target, scaled((height, width), fit * factor))
+        image, target = resize(image, target, self._size(target.image_size, factor))
         return random_window(image, target, self.size, self.fill)
+
+    def largest_size(self, size: Size) -> Size:
+        """See `Resizing`: before the crop or padding."""
+        return self._size(size, self.max_scale)
+
+    def _size(self, size: Size, factor: float) -> Size:
+        fit = min(self.size[0] / size[0], self.size[1] / size[1])
+        return scaled(size, fit * factor)
 
 
 class RandomCrop(PairTransform):

@@ -49,7 +49,7 @@ def resize(
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         resized = resized.reshape(*size, -1)  # OpenCV drops the axis of a single channel
-        image = tv_tensors.Image(torch.from_numpy(resized).permute(2, 0, 1).contiguous())
+        image = tv_tensors.Image(torch.from_numpy(resized).permute(2, 0, 1))
         return image, target.resized(size)
     if size == (1, 1):  # where torch's kernel for uint8 fails unless the channels come last
         image = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from torchvision import tv_tensors
@@ -18,7 +19,20 @@ from instseg.structures.geometry import Size
 from instseg.structures.instances import Instances
 
 
-class Resize(PairTransform):
+class Resizing(PairTransform):
+    """A transform that begins with a resize, of which it can say how large it makes an image.
+
+    It takes an image of fewer pixels than its target speaks of, as far as `largest_size` allows
+    (decoded at reduced scale), and gives what the whole one would have given, but for the filter
+    that the missing pixels went through.
+    """
+
+    @abstractmethod
+    def largest_size(self, size: Size) -> Size:
+        """(height, width), neither of which any draw passes for an image of ``size``."""
+
+
+class Resize(Resizing):
     """Resize to exactly one of ``sizes``; the aspect ratio is not kept.
 
     Args:
@@ -35,8 +49,12 @@ class Resize(PairTransform):
         """Draw a size and resize the pair."""
         return resize(image, target, _draw_size(self.sizes), antialias=self.antialias)
 
+    def largest_size(self, size: Size) -> Size:
+        """See `Resizing`; without antialiasing, which must see every pixel, at least ``size``."""
+        return _bound([*self.sizes, *([] if self.antialias else [size])])
 
-class Letterbox(PairTransform):
+
+class Letterbox(Resizing):
     """Resize to the largest size that fits in a frame and keeps the aspect ratio.
 
     The rule of YOLOX's preprocessing: the scale is the lesser of frame over image height and frame
@@ -60,6 +78,11 @@ class Letterbox(PairTransform):
         size = letterbox_size(target.image_size, _draw_size(self.sizes))
         return resize(image, target, size, antialias=self.antialias)
 
+    def largest_size(self, size: Size) -> Size:
+        """See `Resizing`; without antialiasing, which must see every pixel, at least ``size``."""
+        fitted = [letterbox_size(size, frame) for frame in self.sizes]
+        return _bound([*fitted, *([] if self.antialias else [size])])
+
 
 def letterbox_size(size: Size, frame: Size) -> Size:
     """The size (height, width) that `Letterbox` gives an image of ``size`` in ``frame``."""
@@ -67,7 +90,7 @@ def letterbox_size(size: Size, frame: Size) -> Size:
     return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
 
 
-class ResizeShortestEdge(PairTransform):
+class ResizeShortestEdge(Resizing):
     """Resize so that the shorter edge has one of ``sizes`` and the longer at most ``max_size``.
 
     The rule of Fast R-CNN, with detectron2's rounding: the scale is ``size / shorter edge``, or
@@ -87,14 +110,24 @@ class ResizeShortestEdge(PairTransform):
 
     def forward(self, image: tv_tensors.Image, target: Instances) -> Pair:
         """Draw a size and resize the pair."""
-        size = self.sizes[draw_int(0, len(self.sizes) - 1)]
-        height, width = target.image_size
-        scale = min(size / min(height, width), self.max_size / max(height, width))
-        return resize(image, target, scaled((height, width), scale))
+        short = self.sizes[draw_int(0, len(self.sizes) - 1)]
+        return resize(image, target, self._size(target.image_size, short))
+
+    def largest_size(self, size: Size) -> Size:
+        """See `Resizing`."""
+        return self._size(size, max(self.sizes))
+
+    def _size(self, size: Size, short: int) -> Size:
+        return scaled(size, min(short / min(size), self.max_size / max(size)))
 
 
 def _draw_size(sizes: Sequence[Size]) -> Size:
     return sizes[draw_int(0, len(sizes) - 1)] if len(sizes) > 1 else sizes[0]
+
+
+def _bound(sizes: Sequence[Size]) -> Size:
+    """The smallest size that holds each of some."""
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def _checked_sizes(sizes: Size | Sequence[Size]) -> tuple[Size, ...]:
