@@ -14,6 +14,8 @@ from instseg.config.loader import ConfigError
 from instseg.data.coco import AnnotationError
 from instseg.data.formats.common import FormatError
 from instseg.data.image_io import ImageError
+from instseg.data.shards.errors import FetchError, ShardError
+from instseg.data.worker_faults import WorkerError
 from instseg.engine.errors import EngineError
 from instseg.evaluation.ground_truth import GroundTruthError
 from instseg.evaluation.results import ResultsError
@@ -26,11 +28,14 @@ _EXPECTED = (
     ConfigError,
     EngineError,
     FormatError,
+    FetchError,
     GroundTruthError,
     ImageError,
     OSError,
     ResultsError,
+    ShardError,
     SliceError,
+    WorkerError,
 )
 
 

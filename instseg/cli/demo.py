@@ -136,5 +136,5 @@ def _draw(config: Config, rows: int = 5) -> None:
 
 def _crowded(index: CocoIndex, count: int) -> list[int]:
     """The pictures with the most objects: they show the most."""
-    order = sorted(range(len(index.records)), key=lambda i: -len(index.records[i].labels))
-    return order[:count]
+    counts = index.records.object_counts.tolist()
+    return sorted(range(len(counts)), key=lambda i: -counts[i])[:count]

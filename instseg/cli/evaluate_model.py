@@ -72,6 +72,6 @@ def evaluate_model(
         scores,
         evaluator.ground_truth,
         evaluator.results() if keep_records else [],
-        {record.image_id: record.path for record in index.records},
+        {int(k): index.records.path(i) for i, k in enumerate(index.records.image_ids)},
         is_writer=rank == 0,
     )

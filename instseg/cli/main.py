@@ -9,6 +9,7 @@ from importlib import import_module
 from instseg import __version__
 
 _COMMANDS = {
+    "replay": ("instseg.cli.replay", "repeat a step whose loss or gradient was not finite"),
     "train": ("instseg.cli.train", "train a model from a configuration file"),
     "eval": ("instseg.cli.evaluate", "COCO scores of a model or a result file"),
     "eval-maps": ("instseg.cli.eval_maps", "scores of class maps, membranes, nuclei, pictures"),

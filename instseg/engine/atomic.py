@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -27,21 +29,35 @@ def write_file_atomic(path: Path, data: bytes, keep_old_as: Path | None = None) 
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if keep_old_as is not None and path.exists():
-            os.replace(path, keep_old_as)
-        os.replace(temporary, path)
+        _rename(temporary, path, keep_old_as)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a read-only file system
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # of a full disk the system's own text names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _fsync_folder(path.parent)
 
 
+def _rename(temporary: Path, path: Path, keep_old_as: Path | None) -> None:
+    if keep_old_as is None or not path.exists():
+        os.replace(temporary, path)
+        return
+    os.replace(path, keep_old_as)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(keep_old_as, path)
+        raise
+
+
 def _fsync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
+    """Make renames in ``folder`` survive a power cut, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         os.close(descriptor)

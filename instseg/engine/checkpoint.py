@@ -14,10 +14,9 @@ from torch import Tensor
 
 from instseg import __version__
 from instseg.engine.errors import CheckpointError, UnreadableFileError
-from instseg.engine.rng import RandomScalars
 from instseg.engine.tensor_file import is_complete, read_tensor_file, save_file_atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA_KEY = "instseg_checkpoint"
 
 _log = logging.getLogger(__name__)
@@ -54,7 +53,9 @@ class Header(BaseModel):
         scaler: of fp16 training, empty for others.
         window: sums and counts of the figures since the last logged row.
         best: the best score so far.
-        random: the generators' scalars.
+        mark: the last improvement that early stopping counts from.
+        skipped: steps in a row left out as not finite.
+        overflows: steps in a row that overflowed fp16.
         run: the caller's own: configuration and categories.
     """
 
@@ -79,7 +80,9 @@ class Header(BaseModel):
     scaler: dict[str, int | float]
     window: dict[str, tuple[float, int]]
     best: Best | None
-    random: RandomScalars
+    mark: Best | None
+    skipped: Count
+    overflows: Count
     run: dict[str, JsonValue]
 
 

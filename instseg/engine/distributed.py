@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from instseg.engine.protocols import Evaluator, ScoresT
+
+_T = TypeVar("_T")
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -18,6 +20,16 @@ def rank_and_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def is_writer() -> bool:
+    """Whether this process writes what the group leaves behind: logs, checkpoints, results."""
+    return rank_and_size()[0] == 0
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started the processes anew, after one of them had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -31,16 +43,51 @@ def own_device(device: torch.device) -> torch.device:
 def process_group() -> Iterator[None]:
     """Join the group that torchrun announces in the environment, if there is one.
 
-    Only Python objects go through it, so gloo serves processes with GPUs as well.
+    What lies on GPUs goes through NCCL, all else through gloo.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if rank_and_size()[1] > 1:
+        sum_over_processes([0])
+
+
+def first_before_others(make: Callable[[], _T]) -> _T:
+    """What ``make`` returns in each process; the first one is done before the others begin.
+
+    For work whose result is kept on the disk, so that the others find it there.
+    """
+    made = make() if is_writer() else None
+    wait_for_all()
+    return make() if made is None else made
+
+
+def sum_over_processes(values: Sequence[int]) -> list[int]:
+    """The sums, place by place, of what each process gives; as many values in each."""
+    if rank_and_size()[1] == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(total)
+    return [int(value) for value in total.tolist()]
+
+
+def gather(value: _T) -> list[_T]:
+    """What each process gives, in the order of their numbers, pickled on the way."""
+    _, size = rank_and_size()
+    if size == 1:
+        return [value]
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def merge_evaluators(evaluator: Evaluator[ScoresT]) -> None:
@@ -48,8 +95,6 @@ def merge_evaluators(evaluator: Evaluator[ScoresT]) -> None:
     rank, size = rank_and_size()
     if size == 1:
         return
-    everyone: list[Any] = [None] * size
-    dist.all_gather_object(everyone, evaluator)
-    for number, other in enumerate(everyone):
+    for number, other in enumerate(gather(evaluator)):
         if number != rank:
             evaluator.merge(other)

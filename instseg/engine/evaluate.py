@@ -11,7 +11,6 @@ from torch import nn
 from instseg.engine.amp import Amp, autocast
 from instseg.engine.distributed import merge_evaluators
 from instseg.engine.protocols import Evaluator, Loader, ScoresT
-from instseg.engine.rng import preserved_rng
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +27,8 @@ def evaluate(
     """Predict every image of ``loader`` and score the predictions.
 
     In a process group every process reads its own part, and all return the scores of the whole.
-    Predictions are carried back to the size each image has on the disk. Mode and global random
-    state are as before when it returns, so that training goes on as if nothing had happened.
+    Predictions are carried back to the size each image has on the disk. The model's mode is as
+    before when it returns.
 
     Args:
         model: ``model(images)`` returns one prediction for each image, in its coordinates.
@@ -46,7 +45,7 @@ def evaluate(
     model.eval()
     evaluator.reset()
     try:
-        with preserved_rng(device), torch.inference_mode():
+        with torch.inference_mode():
             for done, batch in enumerate(loader.epoch(0), start=1):
                 if len(batch) == 0:
                     _log.warning("evaluation batch %d is empty: no image of it was readable", done)

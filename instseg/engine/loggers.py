@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ class CsvLogger:
         new = [key for key in finite if key not in self._columns]
         if new:
             _, rows = self._read()
-            self._columns += new
-            write_file_atomic(self.path, _csv_text(self._columns, [*rows, finite]).encode())
+            columns = self._columns + new
+            write_file_atomic(self.path, _csv_text(columns, [*rows, finite]).encode())
+            self._columns = columns
         else:
             _append(self.path, _csv_text(self._columns, [finite], header=False))
 
@@ -121,8 +123,17 @@ def _csv_text(
 
 
 def _append(path: Path, text: str) -> None:
+    """Add whole lines to a file; a disk that is full leaves it as it was."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(path, "ab", buffering=0) as file:
+            length = file.tell()
+            data = text.encode()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                with suppress(OSError):  # of what is no plain file
+                    file.truncate(length)
+                raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

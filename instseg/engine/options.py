@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instseg.engine.amp import Amp
+from instseg.engine.nonfinite_policy import OnNonFinite
+from instseg.engine.out_of_memory import OnOutOfMemory
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class TrainerOptions:
     Args:
         epochs: passes over the data.
         seed: of the global generators at the start of a training.
-        accumulate: batches whose gradients make one step (one update of the weights).
+        accumulate: batches whose gradients make one step (one update of the weights), in all
+            processes together.
         amp: half type of the forward pass, None for float32.
         clip_norm: limit on the gradient's 2-norm, None for no clipping.
         ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1);
@@ -23,6 +26,11 @@ class TrainerOptions:
         best_metric: which score decides on the best weights, such as ``segm/AP``; higher is better.
         checkpoint_every: steps between checkpoints; the end of an epoch always makes one.
         log_every: steps between rows of training metrics, which hold means over those steps.
+        on_nonfinite: what is done about a loss or gradient that is not finite, see
+            `instseg.engine.nonfinite_policy.NonFinitePolicy`.
+        nonfinite_patience: steps in a row that "skip" leaves out before it stops.
+        on_out_of_memory: what is done when a batch does not fit into a GPU's memory, see
+            `instseg.engine.out_of_memory.backward_in_parts`.
 
     Raises:
         ValueError: a value is out of range.
@@ -38,6 +46,9 @@ class TrainerOptions:
     best_metric: str = "segm/AP"
     checkpoint_every: int = 500
     log_every: int = 20
+    on_nonfinite: OnNonFinite = "stop"
+    nonfinite_patience: int = 10
+    on_out_of_memory: OnOutOfMemory = "stop"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "eval_every", "checkpoint_every", "log_every"):

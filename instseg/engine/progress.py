@@ -140,3 +140,27 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class NoProgress:
+    """Nothing: one process of a group speaks for all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Training begins, or goes on, at ``step``."""
+
+    def step(self, row: Row) -> None:
+        """A step was taken; ``row`` holds the figures since the last logged row."""
+
+    def logged(self, row: Row) -> None:
+        """A row was logged."""

@@ -70,8 +70,14 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch, the same for every epoch."""
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` (from 0), beginning with number ``start_batch`` (from 0)."""
+    def epoch(
+        self, epoch: int, start_batch: int = 0, *, positions: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """The batches of ``epoch`` (from 0), beginning with number ``start_batch`` (from 0).
+
+        With ``positions`` (rising, from ``start_batch`` on) only the batches of these numbers: the
+        share of one of several processes.
+        """
 
 
 class Scores(Protocol):

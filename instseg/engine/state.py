@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from instseg.engine.checkpoint import Best, Header
 from instseg.engine.errors import CheckpointError
-from instseg.engine.rng import RandomState
+from instseg.engine.nonfinite_policy import NonFinitePolicy
 from instseg.engine.state_tensors import flatten, group_settings, optimizer_slots, restore
 from instseg.engine.update import Updater
 from instseg.engine.window import Window
-
-_RANDOM_PREFIX = "rng."
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +26,7 @@ class TrainingState:
 
     Args:
         updater: holds the model, its average, the optimizer and the loss scale.
+        policy: counts the steps in a row that were left out.
         batches_per_epoch: length of the loader.
         accumulate: batches a step.
         schedule: the schedule in words, to tell whether it changed between runs.
@@ -35,10 +34,12 @@ class TrainingState:
         step: updates made.
         epoch: epochs closed, with their evaluation.
         best: the best score so far.
+        mark: the last improvement that early stopping counts from.
         window: running means of the figures since the last logged row.
     """
 
     updater: Updater
+    policy: NonFinitePolicy
     batches_per_epoch: int
     accumulate: int
     schedule: str
@@ -46,6 +47,7 @@ class TrainingState:
     step: int = 0
     epoch: int = 0
     best: Best | None = None
+    mark: Best | None = None
     window: Window = field(default_factory=Window)
 
     @property
@@ -61,10 +63,7 @@ class TrainingState:
     def snapshot(self) -> tuple[dict[str, Tensor], Header]:
         """The state as a checkpoint's tensors and header."""
         model, optimizer = self.updater.model, self.updater.optimizer
-        random = RandomState.capture(self.updater.device)
-        tensors = flatten(self._modules(), optimizer)
-        tensors |= {_RANDOM_PREFIX + key: value for key, value in random.tensors.items()}
-        return tensors, Header(
+        return flatten(self._modules(), optimizer), Header(
             step=self.step,
             epoch=self.epoch,
             batches_per_epoch=self.batches_per_epoch,
@@ -76,7 +75,9 @@ class TrainingState:
             scaler=self.updater.scaler.state_dict(),
             window=self.window.sums,
             best=self.best,
-            random=random.scalars,
+            mark=self.mark,
+            skipped=self.policy.skipped,
+            overflows=self.policy.overflows,
             run=self.run,
         )
 
@@ -87,19 +88,12 @@ class TrainingState:
             CheckpointError: the checkpoint does not fit this run; names the file and the key.
         """
         self._check(path, header)
-        rest = {k: v for k, v in tensors.items() if not k.startswith(_RANDOM_PREFIX)}
-        random_tensors = {k.removeprefix(_RANDOM_PREFIX): tensors[k] for k in tensors.keys() - rest}
-        try:
-            random = RandomState.from_file(random_tensors, header.random)
-            random.restore(self.updater.device)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: random state: {error}") from error
-        if ("cuda" in random.tensors) != (self.updater.device.type == "cuda"):
-            _log.warning("%s: saved on another kind of device; results may differ slightly", path)
-        restore(path, rest, header.optimizer_slots, self._modules(), self.updater.optimizer)
+        restore(path, tensors, header.optimizer_slots, self._modules(), self.updater.optimizer)
         if header.scaler:
             self.updater.scaler.load_state_dict(header.scaler)
-        self.step, self.epoch, self.best = header.step, header.epoch, header.best
+        self.step, self.epoch = header.step, header.epoch
+        self.best, self.mark = header.best, header.mark
+        self.policy.skipped, self.policy.overflows = header.skipped, header.overflows
         self.window.sums = header.window
 
     def _modules(self) -> dict[str, nn.Module]:

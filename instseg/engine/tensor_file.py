@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from instseg.engine.atomic import write_file_atomic
+from instseg.engine.disk import how_to_mend
 from instseg.engine.errors import CheckpointError, UnreadableFileError
 
 
@@ -37,9 +37,8 @@ def save_file_atomic(
         write_file_atomic(path, data, keep_old_as)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot write {len(data):,} bytes: {error.strerror or error}"
-            f"{_free_space(path.parent)}. Files saved before are untouched: make room "
-            "(or choose another output folder and copy the run there), then resume."
+            f"{path}: cannot write {len(data):,} bytes: {error.strerror or error}: "
+            f"{how_to_mend(error, path.parent)}; then resume. Files saved before are untouched"
         ) from error
 
 
@@ -84,10 +83,3 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         stored[key] = tensor
     return stored
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(folder).free:,} bytes are free there)"
-    except OSError:
-        return ""

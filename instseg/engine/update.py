@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,27 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from instseg.engine.amp import Amp, autocast
+from instseg.engine.distributed import gather
+from instseg.engine.gradient_exchange import GradientExchange
+from instseg.engine.out_of_memory import OnOutOfMemory, backward_in_parts
 from instseg.engine.protocols import Batch
-
-MAX_OVERFLOWS = 24
-"""fp16 steps in a row whose gradient overflows before training stops: the loss scale has by then
-fallen from 2^16 to 2^-8, so that its size is not the reason."""
+from instseg.engine.rng import micro_batch_seed, seed_everything
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """What one backward pass over a step's batches gave.
+    """What the backward passes over a step's batches gave, the same in every process.
 
     Args:
-        losses: for each batch, each loss's value and their sum under ``loss``.
+        losses: of each batch with images, by its place in the step: each loss's value, and their
+            sum under ``loss``.
         means: the same over all batches, every image weighing the same.
         norm: 2-norm of the gradient before clipping.
-        problem: why the step must not be taken, None if it may.
     """
 
-    losses: list[dict[str, float]]
+    losses: dict[int, dict[str, float]]
     means: dict[str, float]
     norm: float
-    problem: str | None
 
 
 class Updater:
@@ -44,9 +42,12 @@ class Updater:
     Args:
         model: ``model(images, targets)`` returns a dict of scalar losses; on its final device.
         optimizer: over parameters of ``model``.
+        seed: of what the model draws.
         amp: half type of the forward pass; fp16 scales the loss.
         clip_norm: limit on the gradient's 2-norm.
         ema_decay: decay of the average of parameters and buffers; None for no average.
+        on_out_of_memory: what is done when a batch does not fit into a GPU's memory, see
+            `backward_in_parts`.
 
     Raises:
         ValueError: a parameter of ``optimizer`` is not one of ``model``.
@@ -57,9 +58,11 @@ class Updater:
         model: nn.Module,
         optimizer: Optimizer,
         *,
+        seed: int = 0,
         amp: Amp | None,
         clip_norm: float | None,
         ema_decay: float | None,
+        on_out_of_memory: OnOutOfMemory = "stop",
     ) -> None:
         _check_optimizer(model, optimizer)
         self.model = model
@@ -70,37 +73,70 @@ class Updater:
         if ema_decay is not None:
             average = get_ema_multi_avg_fn(ema_decay)
             self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self._amp = amp
+        self.amp = amp
+        # A backward pass that may be repeated cannot be the one that adds up the gradients.
+        self.exchange = GradientExchange(model, overlap=on_out_of_memory == "stop")
+        self._seed = seed
         self._clip_norm = clip_norm
-        self._overflows = 0
+        self._on_out_of_memory = on_out_of_memory
 
     @property
     def averaged_model(self) -> nn.Module:
         """The model to evaluate and keep: the average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def compute_gradient(self, batches: Sequence[Batch]) -> Gradient:
-        """The gradient of the mean loss over all images of ``batches``, none of them empty.
+    def compute_gradient(
+        self, batches: Mapping[int, Batch], counts: Sequence[int], step: int
+    ) -> Gradient:
+        """The gradient of the mean loss over all images of a step.
 
-        Losses are means over a batch's images, so batch b weighs ``len(b) / total``: k batches
-        give the gradient of one batch with all their images. The host waits for the device once
-        (the loss scaler of fp16 waits once more, in `apply`).
+        Losses are means over a batch's images, so a batch weighs its share of the step's images: k
+        batches, wherever they are worked on, give the gradient of one batch with all their images.
+        The host waits for the device once (the loss scaler of fp16 waits once more, in `apply`).
+
+        Args:
+            batches: those that this process works on, by their place in the step; none is empty.
+            counts: images of each batch of the step, in all processes.
+            step: updates made before.
         """
         self.model.zero_grad(set_to_none=True)
-        total = sum(len(batch) for batch in batches)
-        weights = [len(batch) / total for batch in batches]
-        losses = []
-        for batch, weight in zip(batches, weights, strict=True):
-            with autocast(self.device, self._amp):
-                parts = self.model(
-                    [image.to(self.device, non_blocking=True) for image in batch.images],
-                    [target.to(self.device) for target in batch.targets],
-                )
-            loss = _checked_sum(parts)
-            self.scaler.scale(loss * weight).backward()
-            losses.append({"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}})
+        exchange, total = self.exchange, sum(counts)
+        worked = [any(counts[rank :: exchange.size]) for rank in range(exchange.size)]
+        overlaps = exchange.overlaps(all_work=all(worked))
+        losses = {}
+        for number, batch in batches.items():
+            backward = partial(
+                self._backward,
+                exchange.module(adds_up=overlaps and number == max(batches)),
+                counts[number] / total,
+                self.seed_of(step, number),
+            )
+            losses[number] = backward_in_parts(
+                self.model, batch, backward, policy=self._on_out_of_memory
+            )
+        if not overlaps:
+            exchange.add_gradients()
+        exchange.average_buffers()
         norm = self._clip()
-        return self._read(losses, weights, norm)
+        return self._read(losses, counts, norm)
+
+    def seed_of(self, step: int, number: int) -> int:
+        """The seed of what the model draws for the batch in place ``number`` of a step."""
+        return micro_batch_seed(self._seed, step, number)
+
+    def _backward(
+        self, module: nn.Module, weight: float, seed: int, batch: Batch, share: float
+    ) -> dict[str, Tensor]:
+        """Add the gradient of ``share`` of a batch; returns its losses, on the device."""
+        seed_everything(seed)
+        with autocast(self.device, self.amp):
+            parts = module(
+                [image.to(self.device, non_blocking=True) for image in batch.images],
+                [target.to(self.device) for target in batch.targets],
+            )
+        loss = _checked_sum(parts)
+        self.scaler.scale(loss * (weight * share)).backward()
+        return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
     def apply(self) -> None:
         """Take the step along the gradient, and move the average."""
@@ -108,6 +144,10 @@ class Updater:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+
+    def discard(self, *, lower_scale: bool) -> None:
+        """Leave the step out, and lower the loss scale of fp16 or not."""
+        self.scaler.update(None if lower_scale else self.scaler.get_scale())
 
     def _clip(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
@@ -118,34 +158,20 @@ class Updater:
         return norm
 
     def _read(
-        self, losses: list[dict[str, Tensor]], weights: list[float], norm: Tensor
+        self, losses: dict[int, dict[str, Tensor]], counts: Sequence[int], norm: Tensor
     ) -> Gradient:
-        """Bring every figure to the host in one transfer and judge it."""
-        figures = [norm, *(value for parts in losses for value in parts.values())]
+        """Bring every figure to the host in one transfer, and to every process."""
+        figures = [norm, *(value for parts in losses.values() for value in parts.values())]
         norm_value, *values = torch.stack([f.float() for f in figures]).tolist()
         rest = iter(values)
-        read = [{name: next(rest) for name in parts} for parts in losses]
+        own = {number: {name: next(rest) for name in parts} for number, parts in losses.items()}
+        everyone = {number: parts for some in gather(own) for number, parts in some.items()}
+        read = dict(sorted(everyone.items()))
         means: dict[str, float] = {}
-        for parts, weight in zip(read, weights, strict=True):
+        for number, parts in read.items():
             for name, value in parts.items():
-                means[name] = means.get(name, 0.0) + weight * value
-        return Gradient(read, means, norm_value, self._problem(read, norm_value))
-
-    def _problem(self, losses: list[dict[str, float]], norm: float) -> str | None:
-        for parts in losses:
-            bad = [
-                f"{name} is {value}" for name, value in parts.items() if not math.isfinite(value)
-            ]
-            if bad:
-                return ", ".join(bad)
-        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
-        if not self._overflows:
-            return None
-        if not self.scaler.is_enabled():
-            return f"the gradient's norm is {norm}"
-        if self._overflows >= MAX_OVERFLOWS:
-            return f"the gradient overflowed fp16 in {self._overflows} steps in a row"
-        return None
+                means[name] = means.get(name, 0.0) + counts[number] / sum(counts) * value
+        return Gradient(read, means, norm_value)
 
 
 def _checked_sum(losses: object) -> Tensor:

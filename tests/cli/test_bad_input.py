@@ -84,6 +84,11 @@ def test_all_mistakes_are_told_at_once(
 @pytest.mark.parametrize(
     ("changes", "override", "words"),
     [
+        (
+            [],
+            "data.targets={border_width: 3}",
+            ["data.targets says how objects become class maps", "not mask_rcnn"],
+        ),
         ([], "train.epochs", ["command line: 'train.epochs': expected key.path=value"]),
         ([], "train.epochs=x", ["command line", "train.epochs: expected an integer, got 'x'"]),
         ([], "data.train_transforms.7.p=1", ["data.train_transforms", "an index from 0 to 1"]),
@@ -112,6 +117,11 @@ def test_all_mistakes_are_told_at_once(
         ([], "train.device=abacus", ["train.device: ", "abacus"]),
         ([], "train.device=cuda:99", ["train.device is 'cuda:99': torch sees"]),
         ([], "model.image_mean=[0.5]", ["model.image_mean", "need a value for each"]),
+        (
+            [],
+            "data.targets={border_width: 3}",
+            ["data.targets says how objects become class maps", "not mask_rcnn"],
+        ),
         (
             [
                 ("mask_rcnn", "faster_rcnn"),
@@ -241,6 +251,8 @@ def test_defects_are_left_out_and_told(
     argv = arguments(
         write_config(tmp_path, copy), tmp_path, "train.epochs=1", "data.val_batch_size=6"
     )
+    words = "data.train: left out 7 of", "data.on_defect is raise: mend them"
+    refused(train.main, [*argv, "data.on_defect=raise"], capsys, *words)
     assert train.main(argv) == 0
     log = capsys.readouterr().err
     (line,) = [text for text in log.splitlines() if "left out" in text and "none left" not in text]
@@ -320,10 +332,11 @@ def test_a_loss_that_is_not_finite(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     override = ["train.optimizer={name: sgd, lr: 1e9}", "train.clip_norm=null"]
-    dump = tmp_path / "run" / "nonfinite.json"
+    boxes = tmp_path / "run" / "black_box"
     argv = arguments(config, tmp_path, *override)
-    message = refused(train.main, argv, capsys, str(dump), "Lower the learning rate")
-    content = json.loads(dump.read_text())
+    message = refused(train.main, argv, capsys, str(boxes), "Lower the learning rate")
+    (folder,) = boxes.iterdir()
+    content = json.loads((folder / "report.json").read_text())
     assert message.startswith(f"step {content['step']} (epoch 1, lr {content['lr']:g}): ")
     (batch,) = content["batches"]
     assert len(batch["image_ids"]) == len(batch["paths"]) == 2

@@ -277,7 +277,6 @@ def test_interrupted_on_a_gpu(tmp_path: Path) -> None:
     assert build(tmp_path / "parts").run(resume=True).status == "finished"
     whole, whole_header = read_checkpoint(tmp_path / "whole" / "last.safetensors")
     parts, parts_header = read_checkpoint(tmp_path / "parts" / "last.safetensors")
-    assert torch.equal(whole["rng.cuda"], parts["rng.cuda"])
     assert whole_header.scaler == parts_header.scaler
     assert whole_header.scaler["scale"] > 0
     for key in whole:

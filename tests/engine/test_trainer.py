@@ -15,11 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from instseg.engine.checkpoint import read_checkpoint
+from instseg.engine.early_stopping import EarlyStopping
 from instseg.engine.errors import NonFiniteLossError, RunExistsError
+from instseg.engine.freeze import FreezeRule, FreezeSchedule
 from instseg.engine.options import TrainerOptions
 from instseg.engine.weights import load_weights
 
-from .tiny import TinyLoader, TinyModel, make_options, make_trainer, read_rows
+from .tiny import (
+    TinyLoader,
+    TinyModel,
+    assert_same_run,
+    make_batch,
+    make_options,
+    make_trainer,
+    noisy_score,
+    read_rows,
+)
 
 
 def weights(run_dir: Path) -> dict[str, Tensor]:
@@ -181,7 +192,7 @@ def test_a_loader_shorter_than_it_says(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return 7
 
-    with pytest.raises(RuntimeError, match="ended epoch 0 after 5 batches, but its length is 7"):
+    with pytest.raises(RuntimeError, match="ended epoch 0 in step 2, but its length is 7"):
         make_trainer(tmp_path, loader=Short()).run()
 
 
@@ -194,37 +205,36 @@ def test_an_empty_data_set(tmp_path: Path) -> None:
 
 
 class FailingModel(TinyModel):
-    """Its loss turns bad in the fifth batch, the first of step 3."""
+    """Its loss is bad wherever a certain image comes first."""
 
-    def __init__(self, value: float) -> None:
+    def __init__(self, value: float, image_id: int) -> None:
         super().__init__()
         self.value = value
-        self.batches = 0
+        self.bad = make_batch([image_id]).images[0]
 
     def forward(self, images: list[Tensor], targets: Any = None) -> Any:
         losses = super().forward(images, targets)
-        if targets is not None:
-            self.batches += 1
-            if self.batches == 5:
-                losses["loss_fit"] = losses["loss_fit"] * self.value
+        if targets is not None and torch.equal(images[0], self.bad):
+            losses["loss_fit"] = losses["loss_fit"] * self.value
         return losses
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_bad_loss_stops_at_once_and_leaves_a_dump(tmp_path: Path, value: float) -> None:
-    model = FailingModel(value)
+def test_a_bad_loss_stops_at_once_and_leaves_a_black_box(tmp_path: Path, value: float) -> None:
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+    model = FailingModel(value, order[8])  # in the fifth batch, the only one of step 3
     trainer = make_trainer(tmp_path, model=model, options=make_options(epochs=2))
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.run()
     message = str(caught.value)
     assert message.startswith(f"step 3 (epoch 1, lr 0.0275): loss is {value}, loss_fit is {value}")
-    assert str(tmp_path / "nonfinite.json") in message
-    dump = json.loads((tmp_path / "nonfinite.json").read_text())
+    folder = tmp_path / "black_box" / "step-000003"
+    assert str(folder) in message
+    dump = json.loads((folder / "report.json").read_text())
     assert (dump["step"], dump["epoch"], dump["lr"]) == (3, 1, pytest.approx(0.0275))
     assert dump["problem"] in message
     assert dump["grad_norm"] == "nan"
     (batch,) = dump["batches"]
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
     assert batch["image_ids"] == order[8:]
     assert batch["paths"] == [f"{i}.png" for i in order[8:]]
     assert batch["losses"]["loss_fit"] == str(value)
@@ -233,6 +243,77 @@ def test_a_bad_loss_stops_at_once_and_leaves_a_dump(tmp_path: Path, value: float
     tensors, header = read_checkpoint(tmp_path / "last.safetensors")
     assert header.step == 2
     assert torch.equal(tensors["model.conv.weight"], model.conv.weight.detach())
+    assert torch.equal(tensors["model.norm.running_mean"], model.norm.running_mean)
+
+
+def test_bad_steps_are_skipped_up_to_a_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of the five steps of each epoch is left out; three in a row would be too many."""
+    options = make_options(epochs=2, accumulate=1, on_nonfinite="skip", nonfinite_patience=3)
+    model = FailingModel(math.nan, 4)
+    assert make_trainer(tmp_path / "some", model=model, options=options).run().step == 10
+    left_out = sorted(path.name for path in (tmp_path / "some" / "black_box").iterdir())
+    assert 1 <= len(left_out) <= 2  # image 4 comes first or second in its batch
+    assert caplog.text.count("The step was left out.") == len(left_out)
+    assert all(p.isfinite().all() for p in model.parameters())
+    rows = [row for row in read_rows(tmp_path / "some") if row["kind"] == "train"]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+    class AlwaysFailing(TinyModel):
+        def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+            losses = super().forward(images, targets)
+            return losses if targets is None else losses | {"loss_fit": losses["loss_fit"] / 0}
+
+    with pytest.raises(NonFiniteLossError, match="3 steps in a row"):
+        make_trainer(tmp_path / "all", model=AlwaysFailing(), options=options).run()
+    assert len(list((tmp_path / "all" / "black_box").iterdir())) == 3
+
+
+# --- ends and beginnings of what trains ---------------------------------------------------------
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
+    """Scores rise twice and then fall: with a patience of 2 the fourth evaluation is the last."""
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9, 0.9])
+
+    def evaluate(model: nn.Module) -> dict[str, dict[str, float]]:
+        return {"segm": {"AP": next(scores)}}
+
+    changes: dict[str, Any] = {"options": make_options(eval_every=1), "evaluate": evaluate}
+    stopping = EarlyStopping(patience=2)
+    result = make_trainer(tmp_path, early_stopping=stopping, **changes).run()
+    assert (result.status, result.epoch) == ("finished", 4)
+    assert result.best is not None
+    assert result.best.value == 0.3
+    assert (tmp_path / "final.safetensors").exists()
+    again = make_trainer(tmp_path, early_stopping=stopping, **changes).run(resume=True)
+    assert (again.status, again.epoch) == ("finished", 4)
+
+
+def test_a_frozen_part_begins_to_train_in_its_epoch_and_after_a_resume(tmp_path: Path) -> None:
+    def build(run_dir: Path, stop_at: int | None = None) -> Any:
+        def interrupt(batch: int) -> None:
+            if batch == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        model = TinyModel()
+        freeze = FreezeSchedule(model, [FreezeRule(("conv",), until_epoch=2)])
+        loader = TinyLoader(on_batch=interrupt)
+        options = make_options(epochs=4)
+        return make_trainer(run_dir, model=model, freeze=freeze, loader=loader, options=options)
+
+    start = TinyModel().conv.weight
+    whole = build(tmp_path / "whole")
+    seen = []
+    whole.evaluate = lambda model: seen.append(model.conv.weight.clone()) or noisy_score(model)
+    whole.run()
+    assert torch.equal(seen[0], start)  # after two epochs
+    assert not torch.equal(seen[1], start)
+    assert build(tmp_path / "parts", stop_at=7).run().status == "interrupted"
+    assert build(tmp_path / "parts", stop_at=13).run(resume=True).status == "interrupted"
+    build(tmp_path / "parts").run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 # --- runs there were ----------------------------------------------------------------------------

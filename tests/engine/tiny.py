@@ -107,20 +107,24 @@ class TinyLoader:
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[TinyBatch]:
+    def epoch(
+        self, epoch: int, start_batch: int = 0, *, positions: Sequence[int] | None = None
+    ) -> Iterator[TinyBatch]:
         self.started.append((epoch, start_batch))
+        number = -(-self.images // self.batch_size)
+        positions = range(start_batch, number) if positions is None else positions
         order = torch.randperm(self.images, generator=torch.Generator().manual_seed(epoch)).tolist()
         groups = [order[i : i + self.batch_size] for i in range(0, self.images, self.batch_size)]
         groups = [[] if (epoch, i) in self.empty else ids for i, ids in enumerate(groups)]
         loader: Any = DataLoader(
-            groups[start_batch:],  # type: ignore[arg-type]
+            [groups[position] for position in positions],  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.workers,
             # A process of a fork server would ask that server for its workers: slow.
             multiprocessing_context="fork" if self.workers else None,
             collate_fn=make_batch,
         )
-        for index, batch in enumerate(loader, start=start_batch):
+        for index, batch in zip(positions, loader, strict=True):
             time.sleep(self.delay)
             if self.on_batch is not None:
                 self.on_batch(epoch * len(self) + index)
