@@ -192,8 +192,8 @@ def picture(config: Config, weights: dict[str, Path], look: Look) -> Image:
 
 def _fullest(index: CocoIndex, count: int) -> list[int]:
     """The images with the most objects: they show the most."""
-    order = sorted(range(len(index.records)), key=lambda i: -len(index.records[i].labels))
-    return order[:count]
+    counts = index.records.object_counts.tolist()
+    return sorted(range(len(counts)), key=lambda i: -counts[i])[:count]
 
 
 def _window(objects: Instances, look: Look) -> tuple[slice, slice]:

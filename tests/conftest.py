@@ -6,6 +6,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests side by side share the cores; processes that they start inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # of the terminal, by which the commands would wrap lines
 
 import pytest
 import torch
