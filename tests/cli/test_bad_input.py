@@ -84,11 +84,6 @@ def test_all_mistakes_are_told_at_once(
 @pytest.mark.parametrize(
     ("changes", "override", "words"),
     [
-        (
-            [],
-            "data.targets={border_width: 3}",
-            ["data.targets says how objects become class maps", "not mask_rcnn"],
-        ),
         ([], "train.epochs", ["command line: 'train.epochs': expected key.path=value"]),
         ([], "train.epochs=x", ["command line", "train.epochs: expected an integer, got 'x'"]),
         ([], "data.train_transforms.7.p=1", ["data.train_transforms", "an index from 0 to 1"]),
