@@ -65,11 +65,12 @@ def dry_run(config: Config, console: Console | None = None) -> int:
     console = console or Console()
     if rank_and_size()[1] > 1:
         raise ConfigError("--dry-run looks at one process: start it without torchrun")
-    options = build_options(config)
+    replicas = config.train.replicas or 1
+    options = build_options(config, replicas)
     parts = build_parts(config)
     names = [category["name"] for category in parts.categories]
     memory = PeakMemory(build_device(config))
-    learner = build_learner(config, names, len(parts.train_loader))
+    learner = build_learner(config, names, len(parts.train_loader), replicas=replicas)
     model, optimizer, schedule = learner.model, learner.optimizer, learner.schedule
     steps = -(-len(parts.train_loader) // options.accumulate)
     console.print(f"{parts.summary}, on {learner.device}")
@@ -140,7 +141,7 @@ class _Rehearsal:
             run_dir=folder,
             evaluate=self._score,
             loggers=[clock],
-            freeze=learner.freeze,
+            freeze=None if learner.freeze is None else learner.freeze.at_its_end(learner.model),
             weights_metadata=describe_weights(inference_config(self.config), self.parts.categories),
             progress=NoProgress(),
         )

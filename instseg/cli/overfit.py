@@ -9,7 +9,9 @@ from itertools import islice
 from instseg.config.build import build_options, learns_masks, read_index
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
+from instseg.config.schema_data import ShuffleSamplingConfig
 from instseg.config.schema_source import ImagePairsSource
+from instseg.engine.distributed import rank_and_size
 
 UPDATES = 300
 """Updates of the weights: enough for a handful of images, and a few minutes on a CPU."""
@@ -59,10 +61,13 @@ def overfit(config: Config, images: int, *, updates: int = UPDATES) -> Config:
             "mosaic": None,
             "mixup": None,
             "plain_epochs": 0,
+            "sampling": ShuffleSamplingConfig(name="shuffle"),
+            "shard_window": None,
             "batch_size": min(config.data.batch_size, len(names)),
         }
     )
-    per_epoch = -(-len(names) // (data.batch_size * config.train.accumulate))
+    replicas = config.train.replicas or rank_and_size()[1]
+    per_epoch = -(-len(names) // (data.batch_size * config.train.accumulate * replicas))
     epochs = -(-updates // per_epoch)
     warmup = min(config.train.schedule.warmup_steps, _WARMUP)
     train = config.train.model_copy(
@@ -89,6 +94,11 @@ def overfit_verdict(config: Config) -> str:
     losses = [row["loss"] for row in rows if row["kind"] == "train" and "loss" in row]
     metric = build_options(config).best_metric
     score = next(row[metric] for row in reversed(rows) if row["kind"] == "eval")
+    if score is None or not losses:
+        return (
+            f"{metric} cannot be told from these images: choose another train.best_metric, or more "
+            "images."
+        )
     first, last = losses[0], losses[-1]
     source = config.data.train
     assert not isinstance(source, ImagePairsSource)

@@ -18,7 +18,7 @@ from instseg.cli.common import CONSOLE, run
 from instseg.cli.dry_run import dry_run
 from instseg.cli.learner import build_learner
 from instseg.cli.overfit import overfit, overfit_verdict
-from instseg.config.build import build_early_stopping, build_options
+from instseg.config.build import build_device, build_early_stopping, build_options
 from instseg.config.build_parts import build_parts
 from instseg.config.loader import ConfigError, dump_config, load_config
 from instseg.config.schema import Config
@@ -28,10 +28,10 @@ from instseg.engine.checkpoint import CheckpointFolder
 from instseg.engine.distributed import (
     first_before_others,
     is_writer,
+    own_device,
     process_group,
     rank_and_size,
     wait_for_all,
-    was_restarted,
 )
 from instseg.engine.errors import RunExistsError
 from instseg.engine.evaluate import evaluate
@@ -48,9 +48,10 @@ examples:
   train_net.py --config my.yaml data.train.images=photos train.optimizer.lr=1e-3 --output runs/a
   train_net.py --config my.yaml --output runs/a --resume
   train_net.py --config my.yaml --dry-run
-  torchrun --nproc-per-node 2 --max-restarts 3 tools/train_net.py --config my.yaml
+  torchrun --nproc-per-node 2 --max-restarts 3 tools/train_net.py --config my.yaml --resume
 
-exit status: 0 finished, 2 unusable configuration or data, 3 stopped by a signal (saved: --resume)
+exit status: 0 finished, 2 an error that its message explains, 3 stopped by a signal (saved:
+--resume); torchrun's own is 1 for the last two
 """
 
 
@@ -85,15 +86,15 @@ def _command(args: argparse.Namespace) -> int:
     config = load_config(args.config, Config, args.overrides)
     if args.output is not None:
         config = config.model_copy(update={"output": args.output})
-    if args.overfit is not None:
-        config = overfit(config, args.overfit)
     with process_group():
+        own_device(build_device(config))
+        if args.overfit is not None:
+            config = first_before_others(partial(overfit, config, args.overfit))
         if args.dry_run:
             return dry_run(config)
         if not is_writer():
             logging.getLogger().setLevel(logging.WARNING)
-        # Whoever asked torchrun for restarts wants the run to go on by itself.
-        result = train(config, resume=args.resume or was_restarted())
+        result = train(config, resume=args.resume)
         if args.overfit is not None and result.status == "finished" and is_writer():
             print(overfit_verdict(config))
         return 0 if result.status == "finished" else 3

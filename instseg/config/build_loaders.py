@@ -101,6 +101,9 @@ def build_train_pair_loader(config: Config, pairs: Sequence[ImagePair]) -> Detec
             f"data.sampling: {config.data.sampling.name} goes by the objects of the images, and "
             "pairs of pictures have none: leave it out"
         )
+    for key, plain in (("decode", "full"), ("shard_window", None), ("on_defect", "skip")):
+        if getattr(config.data, key) != plain:
+            raise ConfigError(f"data.{key} means nothing for pairs of pictures: leave it out")
     source = config.data.train
     assert isinstance(source, ImagePairsSource)
     jitter = None if source.jitter is None else Jitter(**source.jitter.model_dump())

@@ -128,7 +128,10 @@ def open_columns(path: Path, *, verify: bool = True) -> Columns:
         ).reshape(shape)
         for name, (dtype, shape, offset) in content["columns"].items()
     }
-    return Columns(arrays, content["meta"], path, f"{header_crc:08x}{content['crc']:08x}")
+    # What it was made from, and when, may differ between builds of the same.
+    told = [content["columns"], content["meta"] | {"made_from": None}]
+    told_crc = zlib.crc32(json.dumps(told, sort_keys=True).encode())
+    return Columns(arrays, content["meta"], path, f"{told_crc:08x}{content['crc']:08x}")
 
 
 def _reopened(path: Path, identity: str) -> Columns:

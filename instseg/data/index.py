@@ -74,10 +74,7 @@ class CocoIndex:
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the file was left out."""
-        return (
-            len(self.records) == self.total_images
-            and self.kept_annotations == self.total_annotations
-        )
+        return not self.columns.meta["reasons"]
 
     @property
     def defects(self) -> list[Defect]:

@@ -154,13 +154,18 @@ def _valid(path: Path, request: Mapping[str, Any], annotations: Path) -> Columns
     if columns.meta.get("request") != request or made_from is None:
         _logger.warning("%s holds something else and is replaced", path)
         return None
-    if made_from["stamp"] != _file_stamp(annotations) and made_from["hash"] != _hash(annotations):
+    stamp, now = _file_stamp(annotations), time.time_ns()
+    if made_from["stamp"] != stamp and made_from["hash"] != _hash(annotations):
         _logger.info("%s has changed since it was indexed", annotations)
         return None
-    for folder, stamp in made_from["folders"].items():
-        if stamp != _folder_stamp(folder):
+    for folder, seen in made_from["folders"].items():
+        if seen != _folder_stamp(folder):
             _logger.info("%s has changed since its images were indexed", folder)
             return None
+    if made_from["stamp"] != stamp and _is_settled(stamp[1], now):
+        made_from["stamp"] = stamp
+        with suppress(OSError):  # it is hashed again next time
+            _store(path, columns)
     with suppress(OSError):  # of a cache that can only be read; the time serves the clean-up
         os.utime(path)
     return columns
@@ -173,6 +178,7 @@ def _store(path: Path, columns: Columns) -> None:
         with os.fdopen(handle, "wb") as file:
             write_columns(file, columns.arrays, columns.meta)
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # of a cache that several users share
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -184,7 +190,7 @@ def _clean_up(newest: Path) -> None:
     """Keep the folder within its bounds, and the index that was just written in any case."""
     indices = []
     for path in newest.parent.glob("*.columns*"):
-        with suppress(FileNotFoundError):  # another process cleans up too
+        with suppress(OSError):  # another process cleans up too, or it is another user's
             status = path.stat()
             if path.suffix == ".columns" and path != newest:
                 indices.append((status.st_mtime_ns, status.st_size, path))
@@ -194,7 +200,8 @@ def _clean_up(newest: Path) -> None:
     for _, size, path in sorted(indices, reverse=True):
         total += size
         if total > _MAX_TOTAL:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def _hash(path: Path) -> str:

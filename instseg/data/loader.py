@@ -125,7 +125,7 @@ class DetectionLoader:
     ) -> Iterator[Batch]:
         """The batches of ``epoch`` from number ``start_batch`` on; earlier ones are not decoded.
 
-        One epoch runs at a time: starting another ends it.
+        With workers one epoch runs at a time: starting another ends it.
 
         Args:
             epoch: from 0.
@@ -141,11 +141,9 @@ class DetectionLoader:
                 or fared no better.
         """
         numbers = self._numbers(start_batch, positions)
-        keys = self._sampler.batches(epoch)
-        batches = [keys[number] for number in numbers]
-        return map(_unpacked, self._start(batches))
+        return map(_unpacked, self._start(_Chosen(self._sampler.batches(epoch), numbers)))
 
-    def _start(self, batches: list[list[SampleKey]]) -> Iterator[Packed | Batch | _Unreadable]:
+    def _start(self, batches: Sequence[list[SampleKey]]) -> Iterator[Packed | Batch | _Unreadable]:
         if self._watched is not None:
             return self._watched.run(batches)
         return iter(
@@ -174,6 +172,22 @@ class DetectionLoader:
                 f"got {list(positions)[:8]}"
             )
         return [number for number in positions if number >= start_batch]
+
+
+class _Chosen(Sequence[list[SampleKey]]):
+    """Some of the batches of an epoch, whose keys are made when they are asked for."""
+
+    def __init__(self, batches: Sequence[list[SampleKey]], numbers: Sequence[int]) -> None:
+        self._batches = batches
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Chosen(self._batches, self._numbers[place])
+        return self._batches[self._numbers[place]]
 
 
 @dataclass(frozen=True)

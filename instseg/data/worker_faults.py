@@ -38,7 +38,10 @@ class WorkerTable:
         row[0], row[3] = 0, row[3] + 1
 
     def current(self, worker: int) -> SampleKey | None:
-        """The sample that ``worker`` is at, or was when it died; None between two samples."""
+        """What ``worker`` is at, or was when it died; None between two samples.
+
+        Of an image that comes several times in an epoch, its first sample stands for all.
+        """
         busy, epoch, index, _ = self._rows[worker].tolist()
         return SampleKey(epoch, index) if busy else None
 

@@ -25,7 +25,7 @@ from instseg.engine.black_box_file import (
 from instseg.engine.buffers import BufferSnapshot
 from instseg.engine.distributed import gather, is_writer
 from instseg.engine.errors import CheckpointError
-from instseg.engine.module_statistics import Examination, examine, whole
+from instseg.engine.module_statistics import Examination, examine
 from instseg.engine.plain_batch import PlainBatch
 from instseg.engine.protocols import Batch
 from instseg.engine.rng import seed_everything
@@ -123,7 +123,7 @@ class BlackBox:
         before.restore()
         mine = _repeat(model, device, fault)
         before.restore()
-        weights = {name: whole(value) for name, value in model.state_dict().items()}
+        weights = model.state_dict()
         shares = gather(mine)
         written = self._write(model, device, fault, shares, weights) if is_writer() else ""
         return gather(written)[0]
@@ -233,10 +233,7 @@ def _most_telling(shares: Sequence[_Share]) -> _Share:
 
 
 def _weight(examination: Examination | None) -> int:
-    """How much it tells: a loss that is not finite more than a gradient.
-
-    For gradients may come from other micro-batches: FSDP adds up those of all processes.
-    """
+    """How much it tells: a loss that is not finite more than a gradient."""
     if examination is None:
         return 0
     if not all(math.isfinite(value) for value in examination.losses.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -27,16 +28,16 @@ def is_writer() -> bool:
     return rank_and_size()[0] == 0
 
 
-def was_restarted() -> bool:
-    """Whether torchrun has started the processes anew, after one of them had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process where torchrun started several; any other device as it is."""
+    """The GPU of this process where torchrun started several; any other device as it is.
+
+    It becomes the current one, so that nothing is put on another process's by default.
+    """
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
 
 
 @contextmanager
@@ -49,16 +50,22 @@ def process_group() -> Iterator[None]:
         yield
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
     try:
         yield
     finally:
+        _patient.clear()
         dist.destroy_process_group()
 
 
+_patient: list[Any] = []
+"""The group through which processes wait for work that may take longer than messages do."""
+
+
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has come here, however long one of them works."""
     if rank_and_size()[1] > 1:
-        sum_over_processes([0])
+        dist.all_reduce(torch.zeros(1), group=_patient[0] if _patient else None)
 
 
 def first_before_others(make: Callable[[], _T]) -> _T:

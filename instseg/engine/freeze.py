@@ -83,6 +83,10 @@ class FreezeSchedule:
                 module.eval()
         return changed
 
+    def at_its_end(self, model: nn.Module) -> FreezeSchedule:
+        """A schedule that has the last epochs' state from the start: what trains most."""
+        return FreezeSchedule(model, [rule for rule in self.rules if rule.until_epoch is None])
+
     def describe(self) -> str:
         """A line for each rule."""
         return "\n".join(

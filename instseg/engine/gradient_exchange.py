@@ -36,6 +36,7 @@ class GradientExchange:
         self.rank, self.size = rank_and_size()
         self._model = model
         self._overlap = overlap and self.size > 1
+        self._alone = dist.new_subgroups(group_size=1)[0] if self.size > 1 else None
         self._adding: nn.Module = model
         self.rebuild()
 
@@ -67,6 +68,15 @@ class GradientExchange:
         """
         return self._adding if adds_up else self._model
 
+    def share_norms(self, *, together: bool) -> None:
+        """Let `SyncBatchNorm` wait for the other processes in this step, or not.
+
+        It does at each forward pass, so it must not where processes have different numbers of them.
+        """
+        for module in self._model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.process_group = None if together else self._alone
+
     def add_gradients(self) -> None:
         """Add up the gradients of all processes now; one without counts with zero."""
         if self.size == 1:
@@ -77,8 +87,13 @@ class GradientExchange:
                 parameter.grad = torch.zeros_like(parameter)
         _add_up([p.grad for p in parameters if p.grad is not None])
 
-    def average_buffers(self) -> None:
-        """Average the running statistics that each process has moved with its own images."""
+    def average_buffers(self, *, moved: bool, processes: int) -> None:
+        """Average the running statistics over the processes that have moved them in this step.
+
+        Args:
+            moved: whether this process has.
+            processes: how many have.
+        """
         if self.size == 1:
             return
         moving = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.training]
@@ -90,9 +105,12 @@ class GradientExchange:
         ]
         counts = [m.num_batches_tracked for m in moving if m.num_batches_tracked is not None]
         with torch.no_grad():
+            if not moved:
+                for buffer in figures:
+                    buffer.zero_()
             _add_up(figures)
             for buffer in figures:
-                buffer /= self.size
+                buffer /= processes
             if counts:
                 most = torch.stack(counts)
                 dist.all_reduce(most, dist.ReduceOp.MAX)

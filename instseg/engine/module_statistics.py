@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from instseg.engine.amp import Amp, autocast
 from instseg.engine.figures import Figure
@@ -48,7 +47,7 @@ class Statistics(_Record):
     @classmethod
     def of(cls, tensor: Tensor) -> Statistics:
         """Of a floating tensor of any shape; sums are float64, so that they do not overflow."""
-        tensor = whole(tensor.detach())
+        tensor = tensor.detach()
         mask = tensor.isfinite()
         bad = tensor.numel() - int(mask.sum())
         nan = int(tensor.isnan().sum()) if bad else 0
@@ -165,11 +164,6 @@ def describe(record: ModuleRecord) -> str:
     if record.kind == "input":
         return f"the {record.name}"
     return f"the output of {record.name or 'the model itself'} ({record.kind})"
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP has sharded, in one piece; a collective call then. Others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def examine(

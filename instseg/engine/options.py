@@ -15,7 +15,8 @@ class TrainerOptions:
 
     Args:
         epochs: passes over the data.
-        seed: of the global generators at the start of a training.
+        seed: of what the model draws (`instseg.engine.rng.micro_batch_seed`); the initial weights
+            are the caller's.
         accumulate: batches whose gradients make one step (one update of the weights), in all
             processes together.
         amp: half type of the forward pass, None for float32.

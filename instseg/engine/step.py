@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from instseg.engine.black_box import BlackBox, FaultyStep, MicroBatch
 from instseg.engine.buffers import BufferSnapshot
+from instseg.engine.distributed import is_writer
 from instseg.engine.errors import NonFiniteLossError
 from instseg.engine.nonfinite_policy import NonFinitePolicy, Verdict
 from instseg.engine.protocols import Batch
@@ -78,7 +79,8 @@ class Stepper:
                 "always the same images, look at their annotations."
             )
         self.updater.discard(lower_scale=verdict.action == "lower_scale")
-        _log.warning("%s The step was left out.", where.strip())
+        if is_writer():
+            _log.warning("%s The step was left out.", where.strip())
         return {"grad_norm": gradient.norm}
 
     def _record(

@@ -8,6 +8,8 @@ processes, to one that was not.
 
 Several processes share the batches of each step, and take the same step: the sequence of batches,
 the learning rate and the draws are those of one process, sums alone are added in another order.
+(Batch norm's running figures, by which models are scored, move once a step in each process, and are
+averaged.)
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from torch.optim import Optimizer
 from instseg import __version__
 from instseg.engine.black_box import BlackBox
 from instseg.engine.checkpoint import Best, CheckpointFolder
-from instseg.engine.distributed import is_writer, rank_and_size, sum_over_processes
+from instseg.engine.distributed import (
+    is_writer,
+    rank_and_size,
+    sum_over_processes,
+    wait_for_all,
+)
 from instseg.engine.early_stopping import EarlyStopping
 from instseg.engine.errors import RunExistsError
 from instseg.engine.freeze import FreezeSchedule
@@ -223,7 +230,7 @@ class Trainer:
         """One update of the weights from the batches that have images; returns their number."""
         in_step = range(self._batches_in_step())
         counts = sum_over_processes([len(batches.get(number, ())) for number in in_step])
-        if 0 in counts:
+        if 0 in counts and is_writer():
             _log.warning(
                 "step %d: %d of %d batches are empty, none of their images was readable",
                 self.state.step + 1,
@@ -350,6 +357,7 @@ class Trainer:
             _log.info("no checkpoint in %s: starting from scratch", self.run_dir)
         for logger in self.loggers:
             logger.rewind(self.state.step, self.state.epoch)
+        wait_for_all()  # the first process saves only what all have read
 
     def _load_checkpoint(self) -> bool:
         """Take over the newest complete checkpoint; False if there is none."""

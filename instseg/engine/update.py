@@ -101,8 +101,9 @@ class Updater:
         """
         self.model.zero_grad(set_to_none=True)
         exchange, total = self.exchange, sum(counts)
-        worked = [any(counts[rank :: exchange.size]) for rank in range(exchange.size)]
-        overlaps = exchange.overlaps(all_work=all(worked))
+        work = [sum(n > 0 for n in counts[rank :: exchange.size]) for rank in range(exchange.size)]
+        overlaps = exchange.overlaps(all_work=all(work))
+        exchange.share_norms(together=len(set(work)) == 1)
         losses = {}
         for number, batch in batches.items():
             backward = partial(
@@ -116,7 +117,7 @@ class Updater:
             )
         if not overlaps:
             exchange.add_gradients()
-        exchange.average_buffers()
+        exchange.average_buffers(moved=bool(batches), processes=sum(map(bool, work)))
         norm = self._clip()
         return self._read(losses, counts, norm)
 

@@ -89,7 +89,7 @@ def test_one_process_goes_on_where_two_began(
 def test_a_killed_worker_is_started_again_without_hands(
     together: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:
-    process = launch(config, tmp_path / "run", restarts=3)
+    process = launch(config, tmp_path / "run", "--resume", restarts=3)
     for step in (3, 8):
         wait_for_step(tmp_path / "run", step, process)
         os.kill(workers_of(process.pid)[-1], signal.SIGKILL)

@@ -50,7 +50,7 @@ def start(work: Callable[..., None], *arguments: Any, size: int = 2) -> list[Any
 def finish(processes: list[Any]) -> list[int]:
     """The exit codes; None for a process that waited for ever."""
     for process in processes:
-        process.join(timeout=90)
+        process.join(timeout=300)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

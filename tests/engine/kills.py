@@ -130,7 +130,8 @@ def main() -> int:
             while done < kills:
                 wanted = min(kills - done, 40)
                 root = Path(folder) / f"{size}-{seed}"
-                finish(start(train, root / "whole", epochs_for(wanted), size=size))
+                whole = start(train, root / "whole", epochs_for(wanted), size=size)
+                assert finish(whole) == [0] * size
                 hit = kill_until_finished(root / "killed", size, wanted, seed)
                 assert_same_run(root / "whole", root / "killed")
                 done += sum(hit.values())

@@ -48,13 +48,13 @@ def test_predictions_go_back_to_the_original_size() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_as_before(training: bool) -> None:
-    class Restless(TinyModel):
+    class Watched(TinyModel):
         def forward(self, images: Any, targets: Any = None) -> Any:
             assert not self.training
             assert torch.is_inference_mode_enabled()
             return super().forward(images)
 
-    model = Restless().train(training)
+    model = Watched().train(training)
     evaluate(model, TinyLoader(workers=2), Recorder(), device=CPU)
     assert model.training is training
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,15 +98,12 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + INDEX_SUFFIX)
 
 
-def build_index(
-    file: IO[bytes], shard: str, on_bytes: Callable[[int], None] | None = None
-) -> ShardIndex:
+def build_index(file: IO[bytes], shard: str) -> ShardIndex:
     """Read a whole shard once.
 
     Args:
         file: the tar, from its beginning.
         shard: its name, for errors.
-        on_bytes: called with the bytes read so far, after each member.
 
     Raises:
         ShardError: the tar cannot be used (see `TarPass.members`), an image has no ``KEY.json`` or
@@ -126,8 +123,6 @@ def build_index(
                 raise ShardError(shard, text, member.name)
             size = len(member.content)
             rows[key] = (member.name, member.offset, size, zlib.crc32(member.content))
-        if on_bytes is not None:
-            on_bytes(tar.size)
     for key in sorted(rows.keys() ^ records.keys()):
         if key in rows:
             raise ShardError(shard, f"there is no {key}.json beside it", rows[key][0])

@@ -55,10 +55,13 @@ def shard_numbers(paths: Iterable[Path]) -> Indices:
     Raises:
         ValueError: an image is no member of a shard.
     """
-    shards = []
+    numbers: dict[str, int] = {}
+    found = []
     for path in paths:
         shard, member = split_member(path)
         if member is None:
             raise ValueError(f"{path} is no member of a shard: the order by shards is for those")
-        shards.append(str(shard))
-    return np.unique(shards, return_inverse=True)[1].astype(np.int64)
+        found.append(numbers.setdefault(str(shard), len(numbers)))
+    ranks = np.empty(len(numbers), dtype=np.int64)
+    ranks[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers))
+    return ranks[np.array(found, dtype=np.int64)]

@@ -136,4 +136,27 @@ def _open_http(url: str, offset: int, size: int | None) -> IO[bytes]:
         raise FetchError(
             f"{url}: the server gives no parts of files; set download: true for this data set"
         )
-    return answer
+    return _Checked(answer)  # type: ignore[return-value]
+
+
+class _Checked:
+    """An answer whose early end is an error: `HTTPResponse.read` gives what there is."""
+
+    def __init__(self, answer: http.client.HTTPResponse) -> None:
+        self._answer = answer
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._answer.read(None if size < 0 else size)
+        missing = self._answer.length
+        if missing and (size < 0 or len(data) < size):
+            raise ConnectionError(f"the connection ended {missing} bytes early")
+        return data
+
+    def __enter__(self) -> _Checked:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._answer.close()

@@ -97,8 +97,8 @@ def _read_elsewhere(shard: Path, offset: int, size: int) -> bytes:
                 _make_room(copy.parent, size_of_shard, mirror.max_bytes)
                 _download(url, copy, size_of_shard)
             return _read_file(copy, offset, size)
-    except (FileNotFoundError, PermissionError) as error:
-        # As an OSError it would count as an image that cannot be read.
+    except OSError as error:
+        # As it is it would count as an image that cannot be read.
         raise FetchError(f"{url}: {error}") from error
 
 
