@@ -201,3 +201,10 @@ def test_targets_in_words() -> None:
         "picture of 5 x 6",
     ]
     assert batch_rows(batch)[0][:2] == ("b.png", "9 x 8")
+
+
+def test_replicas_make_larger_steps(config: Path, tmp_path: Path) -> None:
+    """Two of two images: two steps an epoch, and AdamW's rate times the square root of two."""
+    text = printed(config, tmp_path / "run", "train.replicas=2")
+    assert "epoch of 2 steps" in text
+    assert "0.002 x 1.414" in text

@@ -54,6 +54,10 @@ def test_the_first_images_with_objects_are_learnt_and_scored(
     assert made.train.optimizer == base.train.optimizer
     assert len(names_of(overfit(base, 100), "train")) == len(ids) - 3
     assert overfit(base, 1).data.batch_size == 1
+    rare = load_config(config, Config, ["data.sampling={name: class_aware}", "train.replicas=2"])
+    plain = overfit(rare, 8)
+    assert plain.data.sampling.name == "shuffle"
+    assert plain.train.epochs == 150  # 8 images in batches of 2, two of them a step
 
 
 def test_a_fold_is_kept_and_patterns_are_no_names(

@@ -406,3 +406,12 @@ def test_published_ground_truth_is_kept_whole(real_data: Path) -> None:
     assert screened.coco["annotations"] == [
         {key: a[key] for key in a if key in kept} for a in coco["annotations"]
     ]
+
+
+def test_a_category_that_is_left_out_is_something_left_out(root: Path) -> None:
+    coco = dataset(annotation(11))
+    assert index(coco, root).is_whole
+    coco["categories"].append({"id": 12})
+    found = index(coco, root)
+    assert found.class_names == ["fig", "nut"]
+    assert not found.is_whole

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -365,3 +366,27 @@ def test_using_an_index_marks_it_as_used(annotations: Path) -> None:
     age(file)
     open_index(annotations)
     assert file.stat().st_mtime > time.time() - 3600
+
+
+def test_an_equal_index_built_meanwhile_does_not_disturb_workers(
+    annotations: Path, cache: Path
+) -> None:
+    """A spawned worker opens the file that its training has; another run has built it anew."""
+    first = open_index(annotations)
+    sent = pickle.dumps(first.index.records)
+    (annotations.parent / "images" / "a" / "new.txt").touch()
+    second = open_index(annotations)
+    assert second.built
+    assert pickle.loads(sent)[0].path == first.index.records[0].path
+
+
+def test_a_file_with_a_new_date_is_hashed_once(
+    annotations: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_index(annotations)
+    os.utime(annotations, (LONG_AGO + 5, LONG_AGO + 5))
+    hashed = []
+    original = index_cache._hash
+    monkeypatch.setattr(index_cache, "_hash", lambda path: hashed.append(path) or original(path))
+    assert [open_index(annotations).built for _ in range(3)] == [False] * 3
+    assert len(hashed) == 1
