@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from instseg.engine.protocols import Evaluator, ScoresT
 
@@ -49,7 +51,16 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps one store for all its restarts, where the addresses of processes that are gone
+    # would be found: those of each restart get a name of their own.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"attempt_{attempt}", store),
+        rank=rank,
+        world_size=size,
+    )
     _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
     try:
         yield
