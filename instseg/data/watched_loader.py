@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing.connection
-import signal
 import threading
 import weakref
 from collections import Counter
@@ -190,8 +189,7 @@ class _Pool:
 
     def start(self, batches: Sequence[list[SampleKey]]) -> Iterator[Any]:
         self._batches.batches = batches
-        with _no_sigterm():
-            items: Any = iter(self._loader)
+        items: Any = iter(self._loader)
         if not self._workers:
             # The registered workers' deaths raise in whatever the main thread does at that moment.
             _remove_worker_pids(id(items))
@@ -242,20 +240,3 @@ class _Batches(Sampler[list[SampleKey]]):
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-@contextmanager
-def _no_sigterm() -> Iterator[None]:
-    """Hold SIGTERM back, which processes that start meanwhile inherit for each of their threads.
-
-    A spawned worker has threads of libraries before it can hold SIGTERM back itself, see
-    `init_worker`.
-    """
-    if not hasattr(signal, "sigtimedwait"):  # not on macOS
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
