@@ -87,7 +87,7 @@ def _command(args: argparse.Namespace) -> int:
     if args.output is not None:
         config = config.model_copy(update={"output": args.output})
     with process_group():
-        own_device(build_device(config))
+        own_device(build_device(config))  # before anything is put on the first one by default
         if args.overfit is not None:
             config = first_before_others(partial(overfit, config, args.overfit))
         if args.dry_run:

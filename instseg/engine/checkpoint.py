@@ -160,6 +160,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
             f"{path}: checkpoint format {version}, but this instseg {__version__} reads up to "
             f"{FORMAT_VERSION}; install a newer instseg to resume this run"
         )
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint format {version}, of an older instseg, whose trainings drew their "
+            "random numbers in another way: finish the run with that version, or start a new one "
+            "from its weights (train.init_from)"
+        )
     try:
         return tensors, Header.model_validate_json(text)
     except ValidationError as error:

@@ -89,8 +89,8 @@ class BarProgress:
             self._console.print(f"epoch {row['epoch']}: {describe(row)}", highlight=False)
 
 
-class LineProgress:
-    """A log line for every logged row."""
+class NoProgress:
+    """Nothing: one process of a group speaks for all."""
 
     def __enter__(self) -> Self:
         return self
@@ -101,16 +101,26 @@ class LineProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        return None
+        pass
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Training begins, or goes on, at ``step``."""
+
+    def step(self, row: Row) -> None:
+        """A step was taken; ``row`` holds the figures since the last logged row."""
+
+    def logged(self, row: Row) -> None:
+        """A row was logged."""
+
+
+class LineProgress(NoProgress):
+    """A log line for every logged row."""
 
     def start(self, step: int, total_steps: int) -> None:
         """Note where the clock for the remaining time starts."""
         self._first_step = step
         self._total_steps = total_steps
         self._started = time.monotonic()
-
-    def step(self, row: Row) -> None:
-        """Nothing: only logged rows are shown."""
 
     def logged(self, row: Row) -> None:
         """One line: the place, the figures, and the remaining time."""
@@ -140,27 +150,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-class NoProgress:
-    """Nothing: one process of a group speaks for all."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def start(self, step: int, total_steps: int) -> None:
-        """Training begins, or goes on, at ``step``."""
-
-    def step(self, row: Row) -> None:
-        """A step was taken; ``row`` holds the figures since the last logged row."""
-
-    def logged(self, row: Row) -> None:
-        """A row was logged."""

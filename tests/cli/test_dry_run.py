@@ -102,7 +102,27 @@ def test_images_losses_times_and_memory_are_told(report: str) -> None:
     whole = cells_of(report, "training of 6 epochs, 2 evaluations")[1]
     seconds = float(whole.split()[0]) * (60 if whole.endswith("min") else 1)
     assert seconds == pytest.approx(24 * step + 2 * scoring, rel=0.05)
-    assert re.fullmatch(r"[\d,.]+ MiB", cells_of(report, "peak in training")[1])
+
+
+def test_peaks_are_those_that_were_measured(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How they are measured: tests/engine/test_memory.py."""
+
+    class Measured:
+        def __init__(self, device: torch.device) -> None:
+            self.peaks = iter([3 * 2**20, 5 * 2**20])
+
+        def restart(self) -> None:
+            pass
+
+        def peak(self) -> int:
+            return next(self.peaks)
+
+    monkeypatch.setattr("instseg.cli.dry_run.PeakMemory", Measured)
+    text = printed(config, tmp_path / "run")
+    assert cells_of(text, "peak in training")[1] == "3.0 MiB"
+    assert cells_of(text, "peak in evaluation")[1] == "5.0 MiB"
 
 
 def test_a_run_that_is_there_stays_as_it_is(config: Path, trained: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Server:
     Attributes:
         ranges: whether parts of files are served.
         failures: so many requests are answered by status 503 first.
+        breaks: so many answers end after half of their bytes.
     """
 
     def __init__(self, url: str) -> None:
@@ -84,6 +85,7 @@ class Server:
         self.requests: list[tuple[str, str | None]] = []
         self.ranges = True
         self.failures = 0
+        self.breaks = 0
 
 
 @contextmanager
@@ -109,7 +111,9 @@ def serving(folder: Path):
                 self.send_response(206 if is_part else 200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                is_broken = server.breaks > 0
+                server.breaks -= is_broken
+                self.wfile.write(data[: len(data) // 2] if is_broken else data)
 
         def log_message(self, *args):
             pass

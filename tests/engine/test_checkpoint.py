@@ -118,6 +118,10 @@ def test_tensors_made_by_hand(tmp_path: Path, content: Any, change: Any, message
             rf"checkpoint format {FORMAT_VERSION + 1}, but .* reads up to {FORMAT_VERSION}; "
             "install a newer instseg",
         ),
+        (
+            {"format_version": FORMAT_VERSION - 1, "generators": "of old"},
+            rf"checkpoint format {FORMAT_VERSION - 1}, of an older instseg, .* train\.init_from",
+        ),
     ],
 )
 def test_header_made_by_hand(

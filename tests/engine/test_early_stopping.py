@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from instseg.engine.checkpoint import Best
 from instseg.engine.early_stopping import EarlyStopping
+
+from .tiny import make_options, make_trainer
 
 
 def scored(value: float, epoch: int) -> Best:
@@ -85,3 +90,21 @@ def test_the_last_epoch_out_of_turn_does_not_end_it_earlier() -> None:
 def test_senseless_settings(arguments: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EarlyStopping(*arguments)  # type: ignore[arg-type]
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
+    """Scores rise twice and then fall: with a patience of 2 the fourth evaluation is the last."""
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9, 0.9])
+
+    def evaluate(model: nn.Module) -> dict[str, dict[str, float]]:
+        return {"segm": {"AP": next(scores)}}
+
+    changes: dict[str, Any] = {"options": make_options(eval_every=1), "evaluate": evaluate}
+    stopping = EarlyStopping(patience=2)
+    result = make_trainer(tmp_path, early_stopping=stopping, **changes).run()
+    assert (result.status, result.epoch) == ("finished", 4)
+    assert result.best is not None
+    assert result.best.value == 0.3
+    assert (tmp_path / "final.safetensors").exists()
+    again = make_trainer(tmp_path, early_stopping=stopping, **changes).run(resume=True)
+    assert (again.status, again.epoch) == ("finished", 4)

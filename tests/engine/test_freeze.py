@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -17,6 +20,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from instseg.engine.freeze import FreezeRule, FreezeSchedule, feature_extraction, fine_tuning
 from instseg.engine.optim import build_optimizer
 from instseg.models.backbones import ResNet
+
+from .tiny import (
+    TinyLoader,
+    TinyModel,
+    assert_same_run,
+    make_options,
+    make_trainer,
+    noisy_score,
+)
 
 
 def block(channels: int) -> nn.Sequential:
@@ -258,3 +270,28 @@ def test_a_wrapper_built_anew_at_each_change_trains_as_the_bare_model() -> None:
     assert builds == 3  # at epochs 0, 1 and 3
     for key, value in bare.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_a_frozen_part_begins_to_train_in_its_epoch_and_after_a_resume(tmp_path: Path) -> None:
+    def build(run_dir: Path, stop_at: int | None = None) -> Any:
+        def interrupt(batch: int) -> None:
+            if batch == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        model = TinyModel()
+        freeze = FreezeSchedule(model, [FreezeRule(("conv",), until_epoch=2)])
+        loader = TinyLoader(on_batch=interrupt)
+        options = make_options(epochs=4)
+        return make_trainer(run_dir, model=model, freeze=freeze, loader=loader, options=options)
+
+    start = TinyModel().conv.weight
+    whole = build(tmp_path / "whole")
+    seen = []
+    whole.evaluate = lambda model: seen.append(model.conv.weight.clone()) or noisy_score(model)
+    whole.run()
+    assert torch.equal(seen[0], start)  # after two epochs
+    assert not torch.equal(seen[1], start)
+    assert build(tmp_path / "parts", stop_at=7).run().status == "interrupted"
+    assert build(tmp_path / "parts", stop_at=13).run(resume=True).status == "interrupted"
+    build(tmp_path / "parts").run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

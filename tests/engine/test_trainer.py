@@ -15,20 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from instseg.engine.checkpoint import read_checkpoint
-from instseg.engine.early_stopping import EarlyStopping
 from instseg.engine.errors import NonFiniteLossError, RunExistsError
-from instseg.engine.freeze import FreezeRule, FreezeSchedule
 from instseg.engine.options import TrainerOptions
 from instseg.engine.weights import load_weights
 
 from .tiny import (
     TinyLoader,
     TinyModel,
-    assert_same_run,
     make_batch,
     make_options,
     make_trainer,
-    noisy_score,
     read_rows,
 )
 
@@ -268,52 +264,6 @@ def test_bad_steps_are_skipped_up_to_a_limit(
     with pytest.raises(NonFiniteLossError, match="3 steps in a row"):
         make_trainer(tmp_path / "all", model=AlwaysFailing(), options=options).run()
     assert len(list((tmp_path / "all" / "black_box").iterdir())) == 3
-
-
-# --- ends and beginnings of what trains ---------------------------------------------------------
-
-
-def test_early_stopping_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
-    """Scores rise twice and then fall: with a patience of 2 the fourth evaluation is the last."""
-    scores = iter([0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9, 0.9])
-
-    def evaluate(model: nn.Module) -> dict[str, dict[str, float]]:
-        return {"segm": {"AP": next(scores)}}
-
-    changes: dict[str, Any] = {"options": make_options(eval_every=1), "evaluate": evaluate}
-    stopping = EarlyStopping(patience=2)
-    result = make_trainer(tmp_path, early_stopping=stopping, **changes).run()
-    assert (result.status, result.epoch) == ("finished", 4)
-    assert result.best is not None
-    assert result.best.value == 0.3
-    assert (tmp_path / "final.safetensors").exists()
-    again = make_trainer(tmp_path, early_stopping=stopping, **changes).run(resume=True)
-    assert (again.status, again.epoch) == ("finished", 4)
-
-
-def test_a_frozen_part_begins_to_train_in_its_epoch_and_after_a_resume(tmp_path: Path) -> None:
-    def build(run_dir: Path, stop_at: int | None = None) -> Any:
-        def interrupt(batch: int) -> None:
-            if batch == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        model = TinyModel()
-        freeze = FreezeSchedule(model, [FreezeRule(("conv",), until_epoch=2)])
-        loader = TinyLoader(on_batch=interrupt)
-        options = make_options(epochs=4)
-        return make_trainer(run_dir, model=model, freeze=freeze, loader=loader, options=options)
-
-    start = TinyModel().conv.weight
-    whole = build(tmp_path / "whole")
-    seen = []
-    whole.evaluate = lambda model: seen.append(model.conv.weight.clone()) or noisy_score(model)
-    whole.run()
-    assert torch.equal(seen[0], start)  # after two epochs
-    assert not torch.equal(seen[1], start)
-    assert build(tmp_path / "parts", stop_at=7).run().status == "interrupted"
-    assert build(tmp_path / "parts", stop_at=13).run(resume=True).status == "interrupted"
-    build(tmp_path / "parts").run(resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 # --- runs there were ----------------------------------------------------------------------------

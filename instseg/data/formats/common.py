@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
+from instseg.data.replacing import replacing
 from instseg.ops import rle
 from instseg.structures.geometry import Size
 from instseg.structures.masks import RLE
@@ -285,13 +286,5 @@ def write_coco(coco: Coco, path: Path) -> None:
         OSError: it cannot be written.
     """
     text = json.dumps(coco, separators=(",", ":"), allow_nan=False)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())

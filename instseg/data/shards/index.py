@@ -17,8 +17,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from instseg.data.replacing import replacing
 from instseg.data.shards.errors import ShardError
-from instseg.data.shards.files import replacing
 from instseg.data.shards.tar import Member, TarPass
 
 INDEX_SUFFIX = ".index"

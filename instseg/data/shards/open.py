@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from instseg.data.replacing import keep_file, replacing
 from instseg.data.shards.errors import FetchError, ShardError
-from instseg.data.shards.files import keep_file, replacing
 from instseg.data.shards.index import (
     INDEX_SUFFIX,
     Sample,

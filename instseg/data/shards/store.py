@@ -19,8 +19,8 @@ from typing import IO
 import msgspec
 from filelock import FileLock
 
+from instseg.data.replacing import keep_file, replacing
 from instseg.data.shards.errors import FetchError, ShardError
-from instseg.data.shards.files import keep_file, replacing
 from instseg.data.shards.index import cached_table, index_path
 from instseg.data.shards.remote import read_range, with_stream
 

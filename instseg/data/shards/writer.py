@@ -16,8 +16,8 @@ import numpy as np
 
 from instseg.data.coco import SECTIONS, AnnotationError
 from instseg.data.defects import Defect, Severity
+from instseg.data.replacing import replacing
 from instseg.data.screening import locate_images, screen_head
-from instseg.data.shards.files import replacing
 from instseg.data.shards.index import IMAGE_SUFFIXES, MAX_JSON, build_index, index_path, save_index
 from instseg.data.shards.open import DATASET_FILE, DatasetFile, ShardEntry
 from instseg.data.shards.tar import BLOCK, MAX_MEMBER
