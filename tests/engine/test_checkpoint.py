@@ -120,7 +120,7 @@ def test_tensors_made_by_hand(tmp_path: Path, content: Any, change: Any, message
         ),
         (
             {"format_version": FORMAT_VERSION - 1, "generators": "of old"},
-            rf"checkpoint format {FORMAT_VERSION - 1}, of an older instseg, .* train\.init_from",
+            rf"checkpoint format {FORMAT_VERSION - 1}, of an older instseg, .*train\.init_from",
         ),
     ],
 )
