@@ -21,11 +21,13 @@ from instseg.config.build import (
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
 from instseg.config.trained import load_initial
-from instseg.engine.distributed import own_device, rank_and_size
+from instseg.engine.distributed import broadcast_state, own_device, rank_and_size
 from instseg.engine.freeze import FreezeSchedule
+from instseg.engine.layers import backbone_blocks
 from instseg.engine.optim import describe_groups
 from instseg.engine.protocols import ScheduleFn
 from instseg.engine.rng import seed_everything
+from instseg.engine.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Learner:
         optimizer: over all that trains in any epoch.
         schedule: factor on the learning rates as a function of the step.
         freeze: which parts are frozen in which epoch, None for those the model itself freezes.
+        sharding: has sharded the model among the processes; None where each has all of it.
         device: of the model.
         description: learning rate, groups and freezing, a line each.
     """
@@ -45,6 +48,7 @@ class Learner:
     optimizer: Optimizer
     schedule: ScheduleFn
     freeze: FreezeSchedule | None
+    sharding: Sharding | None
     device: torch.device
     description: str
 
@@ -65,19 +69,35 @@ def build_learner(
         load_initial(model, config.train.init_from, class_names)
     if config.train.sync_batch_norm:
         _synchronise_batch_norm(model, device)
+    sharding = None
+    if config.train.parallelism == "fsdp" and rank_and_size()[1] > 1:
+        sharding = _shard(model)
     freeze = build_freeze(config, model)
     optimizer = build_optimizer(config, model, freeze, replicas)
     lines = [build_lr_scaling(config, replicas).describe(), describe_groups(optimizer)]
     if freeze is not None:
         lines.append(freeze.describe())
+    if sharding is not None:
+        lines.append(sharding.describe())
     return Learner(
         model,
         optimizer,
         build_schedule(config, batches_per_epoch, replicas),
         freeze,
+        sharding,
         device,
         "\n".join(lines),
     )
+
+
+def _shard(model: nn.Module) -> Sharding:
+    """Shard a model over the processes, its backbone block by block."""
+    try:
+        units = backbone_blocks(model)
+    except ValueError as error:
+        raise ConfigError(f"train.parallelism: fsdp: {error}; use ddp") from None
+    broadcast_state(model)
+    return Sharding(model, units)
 
 
 def _synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:

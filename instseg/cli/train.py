@@ -145,6 +145,7 @@ def train(config: Config, *, resume: bool = False) -> TrainResult:
             TensorBoardLogger(run_dir / "tensorboard"),
         ],
         freeze=learner.freeze,
+        sharding=learner.sharding,
         early_stopping=build_early_stopping(config),
         weights_metadata=describe_weights(inference_config(config), parts.categories),
         progress=make_progress(CONSOLE),
@@ -232,6 +233,7 @@ _FREE_KEYS = (
     "train.on_nonfinite",
     "train.nonfinite_patience",
     "train.on_out_of_memory",
+    "train.parallelism",
     "train.device",
 )
 

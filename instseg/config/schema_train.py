@@ -139,6 +139,9 @@ class TrainConfig(Section):
     on_out_of_memory: Literal["stop", "split"] = "stop"
     """What is done when a batch does not fit into the GPU's memory: stop with a report, or repeat
     it in halves."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: the whole model, or (for large backbones) its part of
+    weights, gradients, optimiser state and average."""
     sync_batch_norm: bool = False
     """Take batch norm's figures over the batches of all processes (GPUs)."""
     best_metric: str | None = None
@@ -155,10 +158,12 @@ class TrainConfig(Section):
                 "on_nonfinite: lower_scale needs amp: fp16, which alone has a loss scale; use "
                 "stop or skip"
             )
-        if self.sync_batch_norm and self.on_out_of_memory == "split":
+        waits = {"sync_batch_norm": self.sync_batch_norm, "fsdp": self.parallelism == "fsdp"}
+        if self.on_out_of_memory == "split" and any(waits.values()):
             raise ValueError(
-                "on_out_of_memory: split repeats passes in one process alone, and sync_batch_norm "
-                "waits for all of them: leave out one of the two"
+                "on_out_of_memory: split repeats passes in one process alone, and "
+                f"{' and '.join(name for name in waits if waits[name])} waits for all of them: "
+                "leave out one of the two"
             )
         return self
 

@@ -36,7 +36,7 @@ def write_file_atomic(path: Path, data: bytes, keep_old_as: Path | None = None) 
         if isinstance(error, OSError):  # of a full disk the system's own text names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def _rename(temporary: Path, path: Path, keep_old_as: Path | None) -> None:
@@ -51,7 +51,7 @@ def _rename(temporary: Path, path: Path, keep_old_as: Path | None) -> None:
         raise
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make renames in ``folder`` survive a power cut, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

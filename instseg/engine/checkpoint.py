@@ -1,20 +1,29 @@
-"""Checkpoints: a training's whole state in one safetensors file, and the two newest of them."""
+"""Checkpoints: a training's whole state in one safetensors file, and the two newest of them.
+
+That of a model sharded among processes lies in a folder of shards, and the file names the folder.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import platform
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from instseg import __version__
+from instseg.engine.distributed import is_writer
 from instseg.engine.errors import CheckpointError, UnreadableFileError
-from instseg.engine.tensor_file import is_complete, read_tensor_file, save_file_atomic
+from instseg.engine.shard_folder import ShardFolder, shard_files, write_shards
+from instseg.engine.stored import StoredTensors, WholeTensors
+from instseg.engine.tensor_file import read_metadata, read_tensor_file, save_file_atomic
 
 FORMAT_VERSION = 2
 _METADATA_KEY = "instseg_checkpoint"
@@ -33,6 +42,20 @@ class Best(BaseModel):
     value: float
     step: Count
     epoch: Count
+
+
+class Shards(BaseModel):
+    """Where the tensors of a sharded training lie.
+
+    Args:
+        folder: its name; it is beside the checkpoint.
+        files: how many it has.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    folder: Annotated[str, Field(pattern=r"^shards-\d+-\d+$")]
+    files: Count
 
 
 class Header(BaseModel):
@@ -57,6 +80,7 @@ class Header(BaseModel):
         skipped: steps in a row left out as not finite.
         overflows: steps in a row that overflowed fp16.
         run: the caller's own: configuration and categories.
+        shards: where the tensors are, None if they are in the same file.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -84,6 +108,7 @@ class Header(BaseModel):
     skipped: Count
     overflows: Count
     run: dict[str, JsonValue]
+    shards: Shards | None = None
 
 
 class CheckpointFolder:
@@ -101,18 +126,28 @@ class CheckpointFolder:
         """Whether a checkpoint was ever saved here."""
         return self.last.exists() or self.previous.exists()
 
-    def save(self, tensors: dict[str, Tensor], header: Header) -> None:
+    def save(self, tensors: Mapping[str, Tensor], header: Header) -> None:
         """Make a new ``last``; the one there was becomes ``previous``.
+
+        Of a group's processes the first writes; each its own shards of what is sharded among them.
 
         Raises:
             CheckpointError: the disk is full or the folder not writable; both are untouched.
         """
+        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            folder = self.last.with_name(f"shards-{header.step}-{header.epoch}")
+            write_shards(folder, tensors)
+            shards = Shards(folder=folder.name, files=len(shard_files(folder)))
+            header, tensors = header.model_copy(update={"shards": shards}), {}
+        if not is_writer():
+            return
         # A damaged `last` must not take the place of the good `previous` it was resumed from.
-        keep_old_as = self.previous if is_complete(self.last) else None
+        keep_old_as = self.previous if _is_complete(self.last) else None
         metadata = {_METADATA_KEY: header.model_dump_json()}
         save_file_atomic(self.last, tensors, metadata, keep_old_as)
+        self._remove_old_shards()
 
-    def load(self) -> tuple[Path, dict[str, Tensor], Header] | None:
+    def load(self) -> tuple[Path, StoredTensors, Header] | None:
         """The newest complete checkpoint, None if none was ever saved.
 
         Raises:
@@ -125,26 +160,37 @@ class CheckpointFolder:
                 continue
             try:
                 tensors, header = read_checkpoint(path)
+                stored = _shards_of(path, header) or WholeTensors(tensors)
             except UnreadableFileError as error:
                 problems.append(str(error))
                 continue
             if problems:
                 _log.warning("%s; falling back to %s", problems[0], path)
-            return path, tensors, header
+            return path, stored, header
         if self.exists():
             raise CheckpointError("no usable checkpoint: " + "; ".join(problems))
         return None
 
+    def _remove_old_shards(self) -> None:
+        """Remove folders that no checkpoint names: older ones, and those of killed processes."""
+        in_use = {_named_shards(self.last), _named_shards(self.previous)}
+        for folder in self.last.parent.glob("shards-*-*"):
+            if folder.name not in in_use:
+                shutil.rmtree(folder)
+
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
-    """The tensors and the header of a checkpoint.
+    """The tensors and the header of a checkpoint; no tensors of one that is sharded.
 
     Raises:
         UnreadableFileError: cut short, damaged, or not safetensors.
         CheckpointError: a safetensors file, but not a checkpoint that this version understands.
     """
     tensors, metadata = read_tensor_file(path)
-    text = metadata.get(_METADATA_KEY)
+    return tensors, _parse(path, metadata.get(_METADATA_KEY))
+
+
+def _parse(path: Path, text: str | None) -> Header:
     if text is None:
         raise CheckpointError(
             f"{path}: not a training checkpoint (its metadata has no '{_METADATA_KEY}'); a weights "
@@ -167,8 +213,34 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
             "from its weights (train.init_from)"
         )
     try:
-        return tensors, Header.model_validate_json(text)
+        return Header.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or _METADATA_KEY
         raise CheckpointError(f"{path}: header key '{key}': {first['msg']}") from error
+
+
+def _shards_of(path: Path, header: Header) -> ShardFolder | None:
+    """The folder that a checkpoint names, if it is a sharded one; raises UnreadableFileError."""
+    if header.shards is None:
+        return None
+    return ShardFolder.open(path.with_name(header.shards.folder), header.shards.files)
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a checkpoint can be trusted, its shards included."""
+    try:
+        header = _parse(path, read_metadata(path).get(_METADATA_KEY))
+        _shards_of(path, header)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _named_shards(path: Path) -> str | None:
+    """The folder that a checkpoint names; None if there is none, or no readable checkpoint."""
+    try:
+        shards = _parse(path, read_metadata(path).get(_METADATA_KEY)).shards
+    except CheckpointError:
+        return None
+    return None if shards is None else shards.folder

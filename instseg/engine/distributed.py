@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,9 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch import nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
+from instseg.engine.errors import EngineError
 from instseg.engine.protocols import Evaluator, ScoresT
 
 _T = TypeVar("_T")
@@ -47,17 +52,17 @@ def process_group() -> Iterator[None]:
     """Join the group that torchrun announces in the environment, if there is one.
 
     What lies on GPUs goes through NCCL, all else through gloo.
+
+    Raises:
+        EngineError: the first process did not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps one store for all its restarts, where the addresses of processes that are gone
-    # would be found: those of each restart get a name of their own.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore(f"attempt_{attempt}", store),
+        store=PrefixStore(name_of_start(store, rank, size), store),
         rank=rank,
         world_size=size,
     )
@@ -67,6 +72,35 @@ def process_group() -> Iterator[None]:
     finally:
         _patient.clear()
         dist.destroy_process_group()
+
+
+def name_of_start(
+    store: Store, rank: int, size: int, patience: timedelta = default_pg_timeout
+) -> str:
+    """A name that the processes started together share, and that no others had in this store.
+
+    torchrun may keep one store for all its restarts, where the addresses of processes that are gone
+    would be found; its count of restarts is each node's own. So the first process makes up a name
+    and answers the others; one that is gone does not.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("instseg/first", mine)
+        for other in range(1, size):
+            store.set(store.get(f"{mine}/{other}").decode(), mine)
+        return mine
+    until = time.monotonic() + patience.total_seconds()
+    while not store.check([mine]):
+        if time.monotonic() > until:
+            raise EngineError(
+                f"process {rank} of {size} waited {patience} for the first one to answer at "
+                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}; where nodes come and "
+                "go, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+            )
+        if store.check(["instseg/first"]):
+            store.set(f"{store.get('instseg/first').decode()}/{rank}", mine)
+        time.sleep(0.1)
+    return store.get(mine).decode()
 
 
 _patient: list[Any] = []
@@ -106,6 +140,15 @@ def gather(value: _T) -> list[_T]:
     everyone: list[Any] = [None] * size
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+@torch.no_grad()
+def broadcast_state(module: nn.Module) -> None:
+    """Give a module's parameters and buffers the first process's values."""
+    for tensor in module.state_dict().values():
+        plain = tensor.contiguous()
+        dist.broadcast(plain, src=0)
+        tensor.copy_(plain)
 
 
 def merge_evaluators(evaluator: Evaluator[ScoresT]) -> None:

@@ -1,5 +1,6 @@
 """How the processes of a group come to the same gradient and the same running statistics."""
 
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from instseg.engine.distributed import rank_and_size
+from instseg.engine.distributed import broadcast_state, rank_and_size
+from instseg.engine.protocols import Batch
 
 # `average_buffers` keeps them equal; newer torch gives the option another name.
 _ARGUMENTS = signature(DistributedDataParallel).parameters
@@ -50,11 +52,7 @@ class GradientExchange:
             wrapper.register_comm_hook(None, _sum)
             self._adding = wrapper
         elif self.size > 1:
-            with torch.no_grad():
-                for tensor in self._model.state_dict().values():
-                    plain = tensor.contiguous()
-                    dist.broadcast(plain, src=0)
-                    tensor.copy_(plain)
+            broadcast_state(self._model)
 
     def overlaps(self, *, all_work: bool) -> bool:
         """Whether the last backward pass of a step adds up the gradients of all processes."""
@@ -67,6 +65,15 @@ class GradientExchange:
         ``no_sync`` too, a forward pass of `DistributedDataParallel` may wait for all processes.)
         """
         return self._adding if adds_up else self._model
+
+    def missing_passes(self, batches: Mapping[int, Batch], work: Sequence[int]) -> list[Batch]:
+        """None: a process makes a pass for each of its batches.
+
+        Args:
+            batches: this process's, by their place in the step.
+            work: batches of each process.
+        """
+        return []
 
     def share_norms(self, *, together: bool) -> None:
         """Let `SyncBatchNorm` wait for the other processes in this step, or not.

@@ -46,12 +46,39 @@ def backbone_layers(model: nn.Module) -> list[list[str]]:
     return layers
 
 
+def backbone_blocks(model: nn.Module) -> list[str]:
+    """The names of the backbone's blocks, modules that are each called as a whole, in order.
+
+    Blocks are what lists of modules hold, if it has parts of its own: the bottlenecks of a
+    ResNet's stages, a transformer's blocks. A backbone without any, as VGG, is cut into layers.
+
+    Raises:
+        ValueError: as `backbone_layers`.
+    """
+    name = backbone_name(model)
+    layers = [part for layer in backbone_layers(model) for part in layer]
+    modules = dict(model.named_modules())
+    return _blocks(name, modules[name]) or [part for part in layers if part in modules]
+
+
 def layer_of(name: str, layers: list[list[str]]) -> int | None:
     """The number of the layer that a parameter is in; None outside the backbone."""
     for number, parts in enumerate(layers):
         if any(is_in(name, part) for part in parts):
             return number
     return None
+
+
+def _blocks(prefix: str, module: nn.Module) -> list[str]:
+    """The innermost, since what is around them may be called in parts (timm's wrappers are)."""
+    blocks: list[str] = []
+    for short, child in module.named_children():
+        name = f"{prefix}.{short}"
+        if inner := _blocks(name, child):
+            blocks += inner
+        elif isinstance(module, _LISTS) and not (isinstance(child, _LISTS) or _is_bare(child)):
+            blocks.append(name)
+    return blocks
 
 
 def _layers(prefix: str, module: nn.Module) -> list[list[str]]:

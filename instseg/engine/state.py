@@ -14,6 +14,7 @@ from instseg.engine.checkpoint import Best, Header
 from instseg.engine.errors import CheckpointError
 from instseg.engine.nonfinite_policy import NonFinitePolicy
 from instseg.engine.state_tensors import flatten, group_settings, optimizer_slots, restore
+from instseg.engine.stored import StoredTensors
 from instseg.engine.update import Updater
 from instseg.engine.window import Window
 
@@ -81,14 +82,14 @@ class TrainingState:
             run=self.run,
         )
 
-    def load(self, path: Path, tensors: dict[str, Tensor], header: Header) -> None:
+    def load(self, path: Path, stored: StoredTensors, header: Header) -> None:
         """Become the state of a checkpoint. Settings stay this run's; changed ones are logged.
 
         Raises:
             CheckpointError: the checkpoint does not fit this run; names the file and the key.
         """
         self._check(path, header)
-        restore(path, tensors, header.optimizer_slots, self._modules(), self.updater.optimizer)
+        restore(path, stored, header.optimizer_slots, self._modules(), self.updater.optimizer)
         if header.scaler:
             self.updater.scaler.load_state_dict(header.scaler)
         self.step, self.epoch = header.step, header.epoch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instseg.engine.errors import CheckpointError
+from instseg.engine.stored import StoredTensors
 
 _NOT_SETTINGS = ("params", "param_names", "lr")
 
@@ -64,16 +65,16 @@ def group_settings(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Jso
 @torch.no_grad()
 def restore(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    stored: StoredTensors,
     slots: Mapping[str, list[str]],
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
 ) -> None:
-    """Copy a checkpoint's tensors into the live objects; all or, on an error, none of them.
+    """Copy a checkpoint's tensors into the live objects; none of them if they do not fit.
 
     Args:
         path: for messages.
-        tensors: as `flatten` made them.
+        stored: as `flatten` made them.
         slots: as `optimizer_slots` made them.
         modules: as for `flatten`.
         optimizer: its groups' settings stay as they are.
@@ -81,16 +82,17 @@ def restore(
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape or type; the message
             names the file, the key, what was expected and what was found.
+        UnreadableFileError: the files of a sharded checkpoint cannot be read.
     """
     targets = _module_tensors(modules)
     parameters = dict(_optimized(modules["model"], optimizer))
     slot_keys = {f"optimizer.{name}.{slot}" for name in slots for slot in slots[name]}
-    _check_keys(path, expected=set(targets) | slot_keys, found=set(tensors))
+    _check_keys(path, expected=set(targets) | slot_keys, found=set(stored.about))
     for key, target in targets.items():
-        _check_tensor(path, key, tensors[key], target.shape, target.dtype)
-    state = _optimizer_state(path, tensors, slots, parameters)
-    for key, target in targets.items():
-        target.copy_(tensors[key])
+        _check_tensor(path, key, stored.about[key], target.shape, target.dtype)
+    state = _empty_state(path, stored.about, slots, parameters)
+    own = {f"optimizer.{name}.{slot}": t for name in state for slot, t in state[name].items()}
+    stored.read(targets | own)
     indices = {name: index for index, name in enumerate(parameters)}
     optimizer.load_state_dict(
         {
@@ -120,13 +122,13 @@ def _optimized(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, nn
             yield names[id(parameter)], parameter
 
 
-def _optimizer_state(
+def _empty_state(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Tensor],
     slots: Mapping[str, list[str]],
     parameters: Mapping[str, nn.Parameter],
 ) -> dict[str, dict[str, Tensor]]:
-    """The state by parameter; a slot of the parameter's shape gets its strides too."""
+    """Tensors for the state by parameter; a slot of the parameter's shape is laid out as it is."""
     state: dict[str, dict[str, Tensor]] = {}
     for name, slot_names in slots.items():
         if name not in parameters:
@@ -136,10 +138,10 @@ def _optimizer_state(
         parameter = parameters[name]
         for slot in slot_names:
             key = f"optimizer.{name}.{slot}"
-            value = tensors[key].clone()
+            value = torch.empty(about[key].shape, dtype=about[key].dtype)
             if value.ndim > 0:  # all but step counters
-                _check_tensor(path, key, value, parameter.shape, parameter.dtype)
-                value = torch.empty_like(parameter, device="cpu").copy_(value)
+                _check_tensor(path, key, about[key], parameter.shape, parameter.dtype)
+                value = torch.empty_like(parameter, requires_grad=False)
             state.setdefault(name, {})[slot] = value
     return state
 

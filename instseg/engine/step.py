@@ -104,4 +104,6 @@ class Stepper:
             gradient.norm,
             micro_batches,
         )
-        return self.black_box.record(self.updater.model, before, fault)
+        before.restore()
+        model = self.updater.whole(self.updater.model)
+        return self.black_box.record(model, BufferSnapshot(model), fault)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,27 +51,31 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: there is no such file.
         UnreadableFileError: the file is cut short, damaged or not safetensors.
     """
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone of a safetensors file whose data is all there; raises the same."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            yield file
     # RuntimeError: the file vanished while it was being opened.
     except (SafetensorError, OSError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UnreadableFileError(
             f"{path}: not a complete safetensors file ({error}); it was cut short, damaged, or "
             "written in another format"
         ) from error
-
-
-def is_complete(path: Path) -> bool:
-    """Whether ``path`` is a safetensors file whose header is sound and whose data is all there."""
-    try:
-        with safe_open(path, framework="pt", device="cpu"):
-            return True
-    except (SafetensorError, OSError):
-        return False
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ from instseg.engine.options import TrainerOptions
 from instseg.engine.patient_logger import PatientLogger
 from instseg.engine.progress import NoProgress, ProgressView, make_progress
 from instseg.engine.protocols import Batch, EvaluateFn, Loader, MetricLogger, Row, ScheduleFn
+from instseg.engine.sharding import Sharding
 from instseg.engine.signals import StopSignals
 from instseg.engine.state import TrainingState
 from instseg.engine.step import Stepper
@@ -86,11 +87,13 @@ class Trainer:
         loggers: get a row of metrics every ``log_every`` steps and at each evaluation.
         freeze: which parts are frozen in which epoch; None for those the model itself freezes.
         early_stopping: when a training that no longer improves ends; None for never.
+        sharding: has sharded ``model`` among the processes; None where each has all of it.
         weights_metadata: configuration, class names and category ids, stored as JSON in the
             weights files so that they can be used without a configuration.
         progress: what a person sees; by default a bar on a terminal, log lines elsewhere.
 
-    Of the processes of a group the first alone logs, shows and writes.
+    Of the processes of a group the first alone logs, shows and writes, but for the shards of a
+    sharded model, of which each writes its own.
 
     Raises:
         ValueError: there are no batches, or fewer in a step than processes to share them.
@@ -109,6 +112,7 @@ class Trainer:
         loggers: Sequence[MetricLogger] = (),
         freeze: FreezeSchedule | None = None,
         early_stopping: EarlyStopping | None = None,
+        sharding: Sharding | None = None,
         weights_metadata: Mapping[str, JsonValue] | None = None,
         progress: ProgressView | None = None,
     ) -> None:
@@ -140,6 +144,7 @@ class Trainer:
             clip_norm=options.clip_norm,
             ema_decay=options.ema_decay,
             on_out_of_memory=options.on_out_of_memory,
+            sharding=sharding,
         )
         policy = NonFinitePolicy(
             options.on_nonfinite,
@@ -313,7 +318,7 @@ class Trainer:
         is_due = number % self.options.eval_every == 0 or number == self.options.epochs
         if self.evaluate is not None and is_due:
             self._save_checkpoint()  # an evaluation is long, and a kill in it costs no step
-            scores = self.evaluate(self.updater.averaged_model)
+            scores = self.evaluate(self.updater.averaged_model())
             flat = {f"{kind}/{key}": v for kind, part in scores.items() for key, v in part.items()}
             self._log_row({"kind": "eval", "step": self.state.step, "epoch": number, **flat})
             self._keep_best(flat, number)
@@ -334,6 +339,7 @@ class Trainer:
             self._save_weights("best.safetensors")
 
     def _save_weights(self, name: str) -> None:
+        model = self.updater.averaged_model()
         if not is_writer():
             return
         best = self.state.best
@@ -343,7 +349,7 @@ class Trainer:
             "best": None if best is None else best.model_dump(),
         }
         metadata = {METADATA_KEY: json.dumps(self.weights_metadata | about)}
-        save_weights(self.run_dir / name, self.updater.averaged_model.state_dict(), metadata)
+        save_weights(self.run_dir / name, model.state_dict(), metadata)
 
     def _begin(self, resume: bool) -> None:
         """Start from scratch or from the newest checkpoint."""
@@ -364,8 +370,8 @@ class Trainer:
         found = self._checkpoints.load()
         if found is None:
             return False
-        path, tensors, header = found
-        self.state.load(path, tensors, header)
+        path, stored, header = found
+        self.state.load(path, stored, header)
         self._saved_at = (self.state.step, self.state.epoch)
         _log.info("resumed from %s at step %d", path, self.state.step)
         return True
@@ -374,6 +380,5 @@ class Trainer:
         """Save the state, unless that was done at this very point."""
         point = (self.state.step, self.state.epoch)
         if self._saved_at != point:
-            if is_writer():
-                self._checkpoints.save(*self.state.snapshot())
+            self._checkpoints.save(*self.state.snapshot())
             self._saved_at = point

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from instseg.engine.amp import Amp, autocast
+from instseg.engine.average import make_average
+from instseg.engine.buffers import BufferSnapshot
 from instseg.engine.distributed import gather
 from instseg.engine.gradient_exchange import GradientExchange
 from instseg.engine.out_of_memory import OnOutOfMemory, backward_in_parts
 from instseg.engine.protocols import Batch
 from instseg.engine.rng import micro_batch_seed, seed_everything
+from instseg.engine.sharded_exchange import ShardedExchange
+from instseg.engine.sharding import Sharding, whole_tensor
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,11 @@ class Updater:
         ema_decay: decay of the average of parameters and buffers; None for no average.
         on_out_of_memory: what is done when a batch does not fit into a GPU's memory, see
             `backward_in_parts`.
+        sharding: has sharded ``model`` among the processes; None where each has all of it.
 
     Raises:
-        ValueError: a parameter of ``optimizer`` is not one of ``model``.
+        ValueError: a parameter of ``optimizer`` is not one of ``model``, or a sharded model is to
+            repeat passes in one process alone.
     """
 
     def __init__(
@@ -63,27 +69,37 @@ class Updater:
         clip_norm: float | None,
         ema_decay: float | None,
         on_out_of_memory: OnOutOfMemory = "stop",
+        sharding: Sharding | None = None,
     ) -> None:
         _check_optimizer(model, optimizer)
+        if sharding is not None and on_out_of_memory == "split":
+            raise ValueError("a sharded model cannot repeat a pass in halves in one process alone")
         self.model = model
         self.optimizer = optimizer
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
-            average = get_ema_multi_avg_fn(ema_decay)
-            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            self.ema = make_average(model, ema_decay, sharding)
         self.amp = amp
         # A backward pass that may be repeated cannot be the one that adds up the gradients.
-        self.exchange = GradientExchange(model, overlap=on_out_of_memory == "stop")
+        self.exchange = (
+            GradientExchange(model, overlap=on_out_of_memory == "stop")
+            if sharding is None
+            else ShardedExchange(model)
+        )
+        self._sharding = sharding
         self._seed = seed
         self._clip_norm = clip_norm
         self._on_out_of_memory = on_out_of_memory
 
-    @property
     def averaged_model(self) -> nn.Module:
-        """The model to evaluate and keep: the average if there is one."""
-        return self.model if self.ema is None else self.ema.module
+        """The model to evaluate and keep: the average if there is one. All processes call it."""
+        return self.whole(self.model if self.ema is None else self.ema.module)
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """The model, or an unsharded copy of one that is sharded; all processes call it."""
+        return model if self._sharding is None else self._sharding.whole(model)
 
     def compute_gradient(
         self, batches: Mapping[int, Batch], counts: Sequence[int], step: int
@@ -104,6 +120,7 @@ class Updater:
         work = [sum(n > 0 for n in counts[rank :: exchange.size]) for rank in range(exchange.size)]
         overlaps = exchange.overlaps(all_work=all(work))
         exchange.share_norms(together=len(set(work)) == 1)
+        missing = exchange.missing_passes(batches, work)
         losses = {}
         for number, batch in batches.items():
             backward = partial(
@@ -117,6 +134,7 @@ class Updater:
             )
         if not overlaps:
             exchange.add_gradients()
+        self._repeat_for_others(missing)
         exchange.average_buffers(moved=bool(batches), processes=sum(map(bool, work)))
         norm = self._clip()
         return self._read(losses, counts, norm)
@@ -139,6 +157,13 @@ class Updater:
         self.scaler.scale(loss * (weight * share)).backward()
         return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
+    def _repeat_for_others(self, batches: list[Batch]) -> None:
+        """Make passes that add nothing but that other processes wait for."""
+        for batch in batches:
+            buffers = BufferSnapshot(self.model)
+            self._backward(self.model, 0.0, self._seed, batch, 1.0)
+            buffers.restore()
+
     def apply(self) -> None:
         """Take the step along the gradient, and move the average."""
         self.scaler.step(self.optimizer)
@@ -153,7 +178,7 @@ class Updater:
     def _clip(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if self._clip_norm is not None:
             clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return norm

@@ -40,8 +40,9 @@ def loaded_step(run_dir: Path) -> int:
     """The step of the checkpoint that a resume would take, which must be whole."""
     found = CheckpointFolder(run_dir).load()
     assert found is not None
-    _, tensors, header = found
-    assert torch.equal(tensors["a"], torch.full_like(tensors["a"], float(header.step)))
+    _, stored, header = found
+    value = stored.about["a"]
+    assert torch.equal(value, torch.full_like(value, float(header.step)))
     return header.step
 
 

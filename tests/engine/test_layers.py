@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from instseg.engine.layers import backbone_layers, backbone_name, layer_of
+from instseg.engine.layers import backbone_blocks, backbone_layers, backbone_name, layer_of
 from instseg.engine.patterns import is_in
 from instseg.models.backbones import ResNet
 
@@ -90,3 +90,38 @@ def test_the_outermost_backbone_counts() -> None:
 )
 def test_patterns(pattern: str, inside: bool) -> None:
     assert is_in("backbone.layer1.0.weight", pattern) is inside
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "first"),
+    [
+        ("test_resnet", 4, "layer1.0"),
+        ("test_convnext", 9, "stages_0.blocks.0"),
+        ("test_vit", 6, "model.blocks.0"),  # the wrapper never calls `model` as a whole
+        ("test_efficientnet", 5, "blocks.0.0"),
+    ],
+)
+def test_blocks_of_timm_are_called_as_a_whole(name: str, blocks: int, first: str) -> None:
+    backbone = timm.create_model(name, features_only=True)
+    model = under("backbone", backbone)
+    names = backbone_blocks(model)
+    assert names[0] == f"backbone.{first}"
+    assert len(names) == blocks
+    called = []
+    for block in names:
+        model.get_submodule(block).register_forward_hook(
+            lambda *_, block=block: called.append(block)
+        )
+    backbone.eval()(torch.zeros(1, 3, 160, 160))
+    assert called == names
+
+
+def test_blocks_of_a_resnet_and_of_a_backbone_without_any() -> None:
+    counts = [2, 2, 2, 2]
+    assert backbone_blocks(under("backbone", ResNet(18))) == [
+        f"backbone.layer{stage}.{block}"
+        for stage, count in enumerate(counts, start=1)
+        for block in range(count)
+    ]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    assert backbone_blocks(under("encoder", plain)) == ["encoder.0", "encoder.2"]

@@ -95,7 +95,7 @@ def test_ema_of_weights_and_buffers() -> None:
         weight = model.weight.detach().clone()
         average = weight if average is None else 0.75 * average + 0.25 * weight
     assert average is not None
-    averaged = updater.averaged_model
+    averaged = updater.averaged_model()
     assert isinstance(averaged, MeanModel)
     assert averaged is not model
     torch.testing.assert_close(averaged.weight.detach(), average)
@@ -105,7 +105,7 @@ def test_ema_of_weights_and_buffers() -> None:
 
 def test_without_ema_the_model_itself_is_evaluated() -> None:
     model = MeanModel()
-    assert make_updater(model).averaged_model is model
+    assert make_updater(model).averaged_model() is model
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -192,6 +193,17 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
         for key, cell in cells.items():
             assert cell == ("" if row.get(key) is None else str(row[key])), key
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def assert_close_rows(one: Path, other: Path) -> None:
+    """The same metrics, but for the order in which sums were taken."""
+    for mine, theirs in zip(read_rows(one), read_rows(other), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(theirs[key], rel=1e-4, abs=1e-6, nan_ok=True), key
+            else:
+                assert value == theirs[key]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
