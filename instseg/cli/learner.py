@@ -64,7 +64,8 @@ def build_learner(
     # Seeded before the model is made, so that its random weights are a function of the seed too.
     seed_everything(config.train.seed)
     device = own_device(build_device(config))
-    model = build_model(config.model, num_classes=len(class_names)).to(device)
+    model = build_model(config.model, num_classes=len(class_names), class_names=class_names)
+    model = model.to(device)
     if config.train.init_from is not None:
         load_initial(model, config.train.init_from, class_names)
     if config.train.sync_batch_norm:

@@ -7,10 +7,13 @@ import json
 from itertools import islice
 
 from instseg.config.build import build_options, learns_masks, read_index
+from instseg.config.build_data import read_pairs
+from instseg.config.build_shards import open_shard_source
 from instseg.config.loader import ConfigError
 from instseg.config.schema import Config
 from instseg.config.schema_data import ShuffleSamplingConfig
-from instseg.config.schema_source import ImagePairsSource
+from instseg.config.schema_semantic import Pix2PixConfig
+from instseg.config.schema_source import ImagePairsSource, ShardsSource
 from instseg.engine.distributed import rank_and_size
 
 UPDATES = 300
@@ -19,16 +22,17 @@ UPDATES = 300
 _WARMUP = 20
 _LOG_EVERY = 10
 _LEARNT = 0.5
-"""Score from which on the images are learnt: AP, Jaccard index or whatever chooses the best."""
+"""Score from which on the images are learnt: AP, Jaccard index or whatever chooses the best; of
+pictures the structural similarity."""
 
 
 def overfit(config: Config, images: int, *, updates: int = UPDATES) -> Config:
     """The same training on a few images, which it is also scored on.
 
-    The first training images that have objects are taken, all of them in each epoch, and resized
-    as for predictions; nothing is augmented. There is no average of the weights, which would lag
-    behind, and one evaluation, at the end. The folder is that of the run with ``-overfit`` to its
-    name.
+    The first training images that have objects are taken, or the first pairs of pictures, all of
+    them in each epoch, and resized as for predictions; nothing is augmented. There is no average
+    of the weights, which would lag behind, and one evaluation, at the end. The folder is that of
+    the run with ``-overfit`` to its name.
 
     Args:
         config: of the training.
@@ -36,22 +40,17 @@ def overfit(config: Config, images: int, *, updates: int = UPDATES) -> Config:
         updates: of the weights, about.
 
     Raises:
-        ConfigError: ``images`` is out of range, no image has an object, or the model learns from
-            pairs of pictures, which have no names to be chosen by.
-        AnnotationError, FormatError, OSError: see `read_index`.
+        ConfigError: ``images`` is out of range, or no image has an object.
+        AnnotationError, FormatError, ImageError, OSError: see `read_index` and `read_pairs`.
     """
     if images < 1:
         raise ConfigError(f"--overfit must be at least 1 image, got {images}")
     source = config.data.train
-    if isinstance(source, ImagePairsSource):
-        raise ConfigError(
-            f"--overfit chooses images with objects; for pairs of pictures make a folder of a few "
-            f"of {source.folder}, and name it as data.train and data.val"
-        )
     names = _first_names(config, images)
-    chosen = source.model_copy(
-        update={"include": [glob.escape(name) for name in names], "exclude": None, "fold": None}
-    )
+    changes = {"include": [glob.escape(name) for name in names], "exclude": None, "fold": None}
+    if isinstance(source, ImagePairsSource):
+        changes["jitter"] = None
+    chosen = source.model_copy(update=changes)
     data = config.data.model_copy(
         update={
             "train": chosen,
@@ -86,13 +85,18 @@ def overfit(config: Config, images: int, *, updates: int = UPDATES) -> Config:
 def overfit_verdict(config: Config) -> str:
     """What a finished training of `overfit` shows.
 
+    Of pix2pix the L1 loss and the structural similarity speak: its other losses are those of a
+    contest, which need not fall.
+
     Args:
         config: that `overfit` gave.
     """
     lines = (config.output / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    losses = [row["loss"] for row in rows if row["kind"] == "train" and "loss" in row]
-    metric = build_options(config).best_metric
+    pictures = isinstance(config.model, Pix2PixConfig)
+    loss = "loss_l1" if pictures else "loss"
+    losses = [row[loss] for row in rows if row["kind"] == "train" and loss in row]
+    metric = "image/ssim" if pictures else build_options(config).best_metric
     score = next(row[metric] for row in reversed(rows) if row["kind"] == "eval")
     if score is None or not losses:
         return (
@@ -100,35 +104,42 @@ def overfit_verdict(config: Config) -> str:
             "images."
         )
     first, last = losses[0], losses[-1]
-    source = config.data.train
-    assert not isinstance(source, ImagePairsSource)
-    images = len(source.include or [])
+    images = len(config.data.train.include or [])
     facts = (
-        f"The loss went from {first:.4g} to {last:.4g}; {metric} on the {images} images is "
-        f"{score:.3f}."
+        f"The {'L1 ' if pictures else ''}loss went from {first:.4g} to {last:.4g}; {metric} on the "
+        f"{images} images is {score:.3f}."
     )
     if score >= _LEARNT:
         return f"{facts} Model and data can learn."
     if last < first / 2:
+        suspects = "whether the pairs match" if pictures else "the classes and data.val_transforms"
         return (
             f"{facts} The loss falls, but what is predicted is not what is asked for: look at the "
-            "predictions (tools/predict.py), at the classes, and at data.val_transforms."
+            f"predictions (tools/predict.py), and check {suspects}."
         )
+    suspects = "whether the pairs match" if pictures else "the annotations (tools/dataset.py check)"
     return (
         f"{facts} The model does not learn these images: try another train.optimizer.lr, and check "
-        "the annotations (tools/dataset.py check)."
+        f"{suspects}."
     )
 
 
 def _first_names(config: Config, number: int) -> list[str]:
-    """File names, as `include` knows them, of the first images with objects."""
-    index = read_index(config.data.train, need_masks=learns_masks(config))
-    names = (
-        str(image["file_name"])
+    """File names, as `include` knows them, of the first images to learn from."""
+    source = config.data.train
+    if isinstance(config.model, Pix2PixConfig):
+        return [pair.name for pair in read_pairs(source)[:number]]
+    index = read_index(source, need_masks=learns_masks(config))
+    with_objects = (
+        image
         for image, record in zip(index.records.coco_images(), index.records, strict=True)
         if not record.is_crowd.all()
     )
-    chosen = list(islice(names, number))
+    chosen = list(islice(with_objects, number))
     if not chosen:
         raise ConfigError(f"data.train has no object to learn from: {index.summary()}")
-    return chosen
+    if isinstance(source, ShardsSource):  # where a record names the member of a shard
+        images = open_shard_source(source).coco()["images"]
+        names = {image["id"]: image["file_name"] for image in images}
+        return [names[image["id"]] for image in chosen]
+    return [str(image["file_name"]) for image in chosen]

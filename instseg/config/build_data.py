@@ -79,12 +79,18 @@ def read_pairs(source: Source) -> list[ImagePair]:
     """Read a data set of pairs of pictures.
 
     Raises:
-        ConfigError: it is another one.
+        ConfigError: it is another one, or no pair of it is chosen.
         FormatError, ImageError: the files cannot be used; see their messages.
     """
     if not isinstance(source, ImagePairsSource):
         raise ConfigError(f"data: the model pix2pix needs format image_pairs, not {source.format}")
-    return find_pairs(source.folder, swap=source.swap)
+    pairs = find_pairs(source.folder, swap=source.swap)
+    images = [{"id": pair.image_id, "file_name": pair.name} for pair in pairs]
+    coco = _chosen(source, {"images": images, "annotations": []}, str(source.folder))
+    chosen = {image["id"] for image in coco["images"]}
+    if not chosen:
+        raise ConfigError(f"{source.folder}: no pair of pictures is left by fold")
+    return [pair for pair in pairs if pair.image_id in chosen]
 
 
 def read_index(source: Source, *, need_masks: bool) -> CocoIndex:
@@ -129,7 +135,6 @@ def _large(source: CocoSource | ShardsSource) -> tuple[str, Path, Path, int]:
 
 def _chosen(source: Source, coco: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of a COCO dictionary that the source asks for."""
-    assert not isinstance(source, ImagePairsSource)  # `_read` refuses it
     if source.include is not None or source.exclude is not None:
         coco = take_names(coco, include=source.include, exclude=source.exclude or [])
         if not coco["images"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from instseg.config.build_backbone import build_backbone
@@ -43,12 +45,19 @@ from instseg.ops import MultiscaleRoIAlign
 Model = Detector | SemanticSegmenter | Pix2Pix
 
 
-def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = True) -> Model:
+def build_model(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    load_backbone: bool = True,
+) -> Model:
     """The model of a configuration.
 
     Args:
         config: the ``model`` section.
         num_classes: C, without a background.
+        class_names: of these classes, in label order; for a configuration that names classes.
         load_backbone: give the backbone its weights; not needed where a state dict of the whole
             model follows.
 
@@ -63,7 +72,9 @@ def build_model(config: ModelConfig, *, num_classes: int, load_backbone: bool = 
             l1_weight=config.l1_weight,
         )
     if isinstance(config, SemanticConfig):
-        return build_semantic(config, num_classes=num_classes, load_backbone=load_backbone)
+        return build_semantic(
+            config, num_classes=num_classes, class_names=class_names, load_backbone=load_backbone
+        )
     if not isinstance(config, RcnnConfig):
         return build_one_stage(config, num_classes=num_classes, load_backbone=load_backbone)
     backbone = build_backbone(config.backbone, load_backbone, len(config.image_mean))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -48,6 +49,7 @@ from instseg.models.semantic.segmenter import SemanticSegmenter
 from instseg.models.semantic.segnet import SegNet, segnet_vgg16
 from instseg.models.semantic.ternausnet import ternausnet
 from instseg.models.semantic.unet import UNet, unet
+from instseg.structures.semantic_map import Threshold
 
 _FINE = (2, 4, 8, 16, 32)
 """Strides of the maps that U-Net's decoder joins."""
@@ -56,7 +58,11 @@ _TIMM_STRIDES = TimmConfig.model_fields["strides"].default
 
 
 def build_semantic(
-    config: SemanticConfig, *, num_classes: int, load_backbone: bool = True
+    config: SemanticConfig,
+    *,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    load_backbone: bool = True,
 ) -> SemanticSegmenter:
     """See `instseg.config.build_model.build_model`."""
     if config.classes == "border" and num_classes != 1:
@@ -97,10 +103,24 @@ def build_semantic(
         network,
         loss,
         multi_label=multi_label,
-        threshold=config.threshold,
+        threshold=_threshold(config, class_names),
         symmetries=config.symmetries,
         instances=None if config.instances is None else _finder(config.instances, config),
     )
+
+
+def _threshold(config: SemanticConfig, class_names: Sequence[str] | None) -> Threshold:
+    given = config.threshold
+    if not isinstance(given, dict):
+        return given
+    if class_names is None:
+        raise ValueError("model.threshold names classes: build_model needs class_names")
+    known = f"the classes are {', '.join(class_names)}"
+    if unknown := [name for name in given if name not in class_names]:
+        raise ConfigError(f"model.threshold names {', '.join(unknown)}, but {known}")
+    if missing := [name for name in class_names if name not in given]:
+        raise ConfigError(f"model.threshold lacks {', '.join(missing)}: {known}")
+    return tuple(given[name] for name in class_names)
 
 
 def _preprocess(config: SemanticConfig) -> Preprocess:

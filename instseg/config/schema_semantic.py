@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validat
 from instseg.config.schema_backbone import ResNetConfig, TimmConfig
 from instseg.config.schema_base import Fraction, NonNegativeFloat, RgbModel, Section
 
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 NormName = Literal["batch", "group"]
 
 
@@ -203,9 +204,9 @@ class SemanticConfig(Section):
     """Arguments of a loss, such as ``{focal: {gamma: 2}}``."""
     class_weights: list[NonNegativeFloat] | None = None
     """One for each output, the background first where it is one."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: OpenFraction | dict[str, OpenFraction] = 0.5
     """Of multilabel, and of two classes: the probability from which on a class is predicted;
-    tools/eval_maps.py chooses one."""
+    tools/eval_maps.py chooses one. Of multilabel also one for each class, by its name."""
     symmetries: Literal[1, 2, 4, 8] = 1
     """Predict the mean over so many turned and mirrored views of an image, at as many times the
     cost; the classes must not depend on how it is turned."""
@@ -240,6 +241,15 @@ class SemanticConfig(Section):
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.image_channels} channels"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_of_classes_that_overlap(self) -> SemanticConfig:
+        if isinstance(self.threshold, dict) and self.classes != "multilabel":
+            raise ValueError(
+                f"threshold: one for each class is for classes: multilabel, not {self.classes}; "
+                "give one number"
+            )
         return self
 
     @model_validator(mode="after")

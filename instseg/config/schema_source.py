@@ -147,8 +147,11 @@ class JitterConfig(Section):
         return self
 
 
-class ImagePairsSource(Section):
-    """Pairs of pictures: folders ``inputs`` and ``targets``, or pictures side by side."""
+class ImagePairsSource(SourceConfig):
+    """Pairs of pictures: folders ``inputs`` and ``targets``, or pictures side by side.
+
+    Their names are those of the inputs' files.
+    """
 
     format: Literal["image_pairs"]
     folder: Path

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,14 @@ def load_trained(path: Path, config: InferenceConfig | None = None) -> TrainedMo
     """
     tensors, stored, categories = _read(path)
     config = config or parse_config(stored, InferenceConfig, source=str(path))
+    names = [category["name"] for category in categories]
+    build = partial(
+        build_model, config.model, num_classes=len(names), class_names=names, load_backbone=False
+    )
     with torch.device("meta"):  # the shapes alone: a file may describe a model of any size
-        shapes = build_model(config.model, num_classes=len(categories), load_backbone=False)
+        shapes = build()
     check_state_dict(shapes.state_dict(), tensors, path)
-    model = build_model(config.model, num_classes=len(categories), load_backbone=False)
+    model = build()
     model.load_state_dict(tensors)
     return TrainedModel(model.eval(), build_transforms(config.transforms), categories, config)
 

@@ -16,9 +16,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from instseg.data.coco import SegmentationError, parse_segmentation
-from instseg.data.image_io import MAX_PIXELS
 from instseg.ops import rle
-from instseg.structures.geometry import Size
+from instseg.structures.geometry import MAX_PIXELS, Size
 from instseg.structures.masks import Polygon
 
 BOX_TOLERANCE = 1.0

@@ -47,10 +47,7 @@ from instseg.data.tiff import (
     read_samples,
     split_page,
 )
-from instseg.structures.geometry import Size
-
-MAX_PIXELS = 2**27
-"""The largest picture that is read (134 million pixels); Pillow itself refuses little more."""
+from instseg.structures.geometry import MAX_PIXELS, Size
 
 _MAX_BYTES = 8  # for each of MAX_PIXELS: four channels of 16 bits
 _OPENCV_FORMATS = {"JPEG", "MPO", "PNG"}

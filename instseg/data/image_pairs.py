@@ -29,6 +29,7 @@ class ImagePair:
 
     Args:
         image_id: counts from 1.
+        name: the path of the input in its folder.
         path: the file of the input.
         target_path: the file of the target; the same where one file holds both side by side.
         size: (height, width) of each of the two.
@@ -36,6 +37,7 @@ class ImagePair:
     """
 
     image_id: int
+    name: str
     path: Path
     target_path: Path
     size: Size
@@ -105,7 +107,7 @@ def find_pairs(folder: str | Path, *, swap: bool = False) -> list[ImagePair]:
                 f"is {width} pixels wide, which is not two pictures side by side; put single "
                 f"ones into {inputs} and {targets}",
             )
-        pairs.append(ImagePair(i, path, path, (height, width // 2), swapped=swap))
+        pairs.append(ImagePair(i, name.as_posix(), path, path, (height, width // 2), swapped=swap))
     return pairs
 
 
@@ -225,7 +227,7 @@ def _paired_files(inputs: Path, targets: Path) -> list[ImagePair]:
                 f"{target_size[0]}x{target_size[1]} (height x width), but its input {path} has "
                 f"{size[0]}x{size[1]}",
             )
-        pairs.append(ImagePair(i, path, target_path, size))
+        pairs.append(ImagePair(i, name.as_posix(), path, target_path, size))
     return pairs
 
 

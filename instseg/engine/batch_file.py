@@ -21,6 +21,7 @@ from instseg.structures.geometry import AxisTransform, Size
 from instseg.structures.image_target import ImageTarget
 from instseg.structures.masks import Segmentation
 from instseg.structures.run_lengths import RunLengths
+from instseg.structures.semantic_map import Threshold
 
 
 class _Description(BaseModel):
@@ -65,7 +66,7 @@ class _Instances(_Description):
 
 class _SemanticMap(_Description):
     kind: Literal["semantic_map"] = "semantic_map"
-    threshold: float
+    threshold: Threshold
 
 
 class _Picture(_Description):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from instseg.evaluation.mask_boxes import decode_within_box
 from instseg.evaluation.matching import mask_pair_iou
 from instseg.evaluation.tables import Detections, Floats, Ints, Truth
-from instseg.ops import rle
+from instseg.structures.geometry import MAX_PIXELS
 from instseg.structures.masks import RLE
 
 DILATION_RATIO = 0.02
@@ -45,13 +45,17 @@ def boundary_pair_iou(
     assert truth.masks is not None
     result = mask_pair_iou(detections, truth, pair_det, pair_truth, lowest)
     objects: dict[int, _Region] = {}
-    last, own = -1, None
+    held, last, own = 0, -1, None
     for p in np.flatnonzero(result >= lowest).tolist():
         det, other = int(pair_det[p]), int(pair_truth[p])
         if det != last or own is None:  # pairs are sorted by detection
             last, own = det, boundary_region(detections.masks[det])
         if other not in objects:
-            objects[other] = boundary_region(truth.masks[other])
+            region = boundary_region(truth.masks[other])
+            held += region.pixels.size
+            if held > MAX_PIXELS:
+                objects, held = {}, region.pixels.size
+            objects[other] = region
         crowd = bool(truth.crowd[other])
         result[p] = min(result[p], _iou(own, objects[other], crowd=crowd))
     return result
@@ -59,13 +63,27 @@ def boundary_pair_iou(
 
 def boundary_region(code: RLE) -> _Region:
     """The pixels of a mask within d of its contour, the image's border being contour too."""
-    height, width = code["size"]
-    distance = max(1, round(DILATION_RATIO * math.hypot(height, width)))
-    x1, y1, x2, y2 = map(int, rle.to_box(code))
-    mask = rle.decode(code)[y1:y2, x1:x2]
-    framed = np.pad(mask, 1)
-    inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
-    return _Region(y1, x1, (mask != 0) & (inner == 0))
+    distance = max(1, round(DILATION_RATIO * math.hypot(*code["size"])))
+    box, pixels = decode_within_box(code)
+    boundary = pixels.astype(np.bool_)
+    if min(boundary.shape) > 2 * distance:  # else no pixel is further than that from the box's edge
+        boundary[distance:-distance, distance:-distance] &= ~_windows(boundary, 2 * distance + 1)
+    return _Region(box.top, box.left, boundary)
+
+
+def _windows(mask: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
+    """Which windows are full: ``bool [h - side + 1, w - side + 1]``, by their first corner.
+
+    A window is the union of two smaller ones, so that the steps are as many as doublings.
+    """
+    for _ in range(2):
+        covered = 1
+        while covered < side:
+            step = min(covered, side - covered)
+            mask = mask[:-step] & mask[step:]
+            covered += step
+        mask = mask.T
+    return mask
 
 
 def _iou(first: _Region, second: _Region, *, crowd: bool) -> float:

@@ -14,8 +14,9 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from instseg.evaluation.mask_boxes import box_of_runs
 from instseg.ops import rle
-from instseg.structures.geometry import Size
+from instseg.structures.geometry import MAX_PIXELS, Size
 
 _SHOWN = 5
 
@@ -100,6 +101,33 @@ def rle_defect(code: dict[str, Any], size: Size) -> str | None:
             f"of the image's {size[0] * size[1]} pixels"
         )
     return None
+
+
+def boundary_defect(segmentation: Any, size: Size) -> str | None:
+    """A sound mask whose box has more pixels than a boundary is made of.
+
+    Args:
+        segmentation: polygons or a run-length code, without a defect of theirs.
+        size: of the image.
+    """
+    if size[0] * size[1] <= MAX_PIXELS:
+        return None
+    if isinstance(segmentation, dict):
+        runs = _runs(segmentation["counts"])
+        assert runs is not None
+        _, _, height, width = box_of_runs(runs, size[0])
+    else:
+        points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
+        # COCO's rasteriser may round a point to the next pixel.
+        low, high = np.floor(points.min(axis=0)) - 1, np.ceil(points.max(axis=0)) + 1
+        width, height = np.clip(high, 0, size[::-1]) - np.clip(low, 0, size[::-1])
+    if height * width <= MAX_PIXELS:
+        return None
+    return (
+        f"key 'segmentation': the mask spans {int(height)} x {int(width)} pixels, and boundaries "
+        f"are made of at most {MAX_PIXELS}: cut the image into tiles, or leave out the IoU type "
+        "'boundary'"
+    )
 
 
 def _runs(counts: object) -> npt.NDArray[np.int64] | None:

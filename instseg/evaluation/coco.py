@@ -307,9 +307,9 @@ def match_records(
 
 
 def shapes_of(iou_types: Sequence[str]) -> tuple[str, ...]:
-    """What annotations and records must hold for some IoU types: "bbox", "segm" or both."""
-    needed = {"segm" if t == "boundary" else t for t in iou_types}
-    return tuple(t for t in SHAPES if t in needed)
+    """What annotations and records must hold for some IoU types; a boundary is one of a mask."""
+    needed = {*iou_types, "segm"} if "boundary" in iou_types else iou_types
+    return tuple(t for t in IOU_TYPES if t in needed)
 
 
 def check_choices(iou_types: Sequence[str], backend: str) -> None:

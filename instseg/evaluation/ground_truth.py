@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from instseg.evaluation.checks import (
+    boundary_defect,
     box_defect,
     id_defect,
     is_finite,
@@ -45,7 +46,8 @@ def prepare_ground_truth(
 
     Args:
         ground_truth: a COCO dictionary. It is not changed.
-        iou_types: "bbox", "segm" or both: which of the two every annotation must have.
+        iou_types: "bbox", "segm" or both: which of the two every annotation must have. Besides
+            "segm", "boundary": no mask is too large for its boundary to be made.
         source: what error messages call it, as a rule the file.
 
     Returns:
@@ -178,10 +180,15 @@ def _shape_defect(
     if not needed or not segmentation or size is None:
         return None
     if isinstance(segmentation, dict):
-        return rle_defect(segmentation, size)
-    if isinstance(segmentation, list):
-        return polygons_defect(segmentation, size)
-    return f"key 'segmentation' must be polygons or a run-length code, got {short(segmentation)}"
+        defect = rle_defect(segmentation, size)
+    elif isinstance(segmentation, list):
+        defect = polygons_defect(segmentation, size)
+    else:
+        given = short(segmentation)
+        return f"key 'segmentation' must be polygons or a run-length code, got {given}"
+    if defect is None and "boundary" in iou_types:
+        return boundary_defect(segmentation, size)
+    return defect
 
 
 def _optional_defect(annotation: dict[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from instseg.evaluation.checks import (
+    boundary_defect,
     box_defect,
     id_defect,
     is_finite,
@@ -64,7 +65,8 @@ def check_results(
     Args:
         records: detections of any system.
         ground_truth: a checked COCO dictionary.
-        iou_types: "bbox", "segm" or both: what every record must allow to score.
+        iou_types: "bbox", "segm" or both: what every record must allow to score. Besides "segm",
+            "boundary": no mask is too large for its boundary to be made.
         source: what error messages call the records, as a rule the file.
 
     Returns:
@@ -121,7 +123,10 @@ def _mask_defect(record: dict[str, Any], size: Size | None, iou_types: Sequence[
         )
     if size is None:
         return "key 'segmentation': the ground truth does not give this image's height and width"
-    return rle_defect(record["segmentation"], size)
+    defect = rle_defect(record["segmentation"], size)
+    if defect is None and "boundary" in iou_types:
+        return boundary_defect(record["segmentation"], size)
+    return defect
 
 
 def _normal(record: dict[str, Any], size: Size | None, iou_types: Sequence[str]) -> dict[str, Any]:

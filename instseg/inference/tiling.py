@@ -13,6 +13,7 @@ from torch import Tensor
 from instseg.inference.tile_grid import Mode, Network, TileGrid, Window
 from instseg.ops.mirror import mirrored_indices
 from instseg.structures import ImageBatch, SemanticMap
+from instseg.structures.semantic_map import Threshold
 
 Image = npt.NDArray[Any]
 OnTile = Callable[[int, int], None]
@@ -31,7 +32,7 @@ class Segmenter(Protocol):
     """What tiling needs of a semantic model."""
 
     multi_label: bool
-    threshold: float
+    threshold: Threshold
 
     @property
     def network(self) -> _RunnableNetwork:

@@ -5,6 +5,7 @@ Source: the COCO mask API (https://github.com/cocodataset/cocoapi, ``maskApi.c``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from instseg.ops import backend
-from instseg.structures.geometry import Size
+from instseg.structures.geometry import MAX_PIXELS, Size
 from instseg.structures.masks import RLE, Polygon
 from instseg.structures.run_lengths import RunLengths
 
@@ -55,8 +56,26 @@ def from_uncompressed(counts: Sequence[int], size: Size) -> RLE:
 
 def merge(rles: Sequence[RLE], *, intersect: bool = False) -> RLE:
     """Union of the masks, or their intersection."""
+    if len(rles) > 1 and math.prod(rles[0]["size"]) > MAX_PIXELS:
+        return _merge_runs(rles, least=len(rles) if intersect else 1)
     code: RLE = coco_mask.merge(list(rles), intersect=intersect)
     return code
+
+
+def _merge_runs(rles: Sequence[RLE], least: int) -> RLE:
+    """Where at least so many masks are. `pycocotools` takes four bytes for each pixel meanwhile."""
+    size = (rles[0]["size"][0], rles[0]["size"][1])
+    # Masks begin and end in turn, where a run ends.
+    places = [np.cumsum(decode_counts(code["counts"])) for code in rles]
+    steps = np.concatenate([1 - 2 * (np.arange(len(p)) % 2) for p in places])
+    place = np.concatenate(places)
+    order = np.argsort(place, kind="stable")
+    order = order[place[order] < math.prod(size)]
+    place = place[order]
+    last = np.diff(place, append=-1) != 0  # of several steps at one place
+    inside = np.cumsum(steps[order])[last] >= least
+    edges = place[last][np.diff(inside, prepend=False)]
+    return from_uncompressed(np.diff(edges, prepend=0, append=math.prod(size)).tolist(), size)
 
 
 def area(rle: RLE) -> int:

@@ -10,6 +10,9 @@ from torch import Tensor
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
+MAX_PIXELS = 2**27
+"""The largest picture that is taken into memory, 134 million pixels; larger ones come in tiles."""
+
 
 @dataclass(frozen=True)
 class AxisTransform:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from instseg.structures.geometry import Size
 
+Threshold = float | tuple[float, ...]
+"""A least score: of all classes, or of each."""
+
 IGNORE = 255
 """The label of pixels whose class is unknown, as in Pascal VOC and Cityscapes."""
 
@@ -25,7 +28,8 @@ class SemanticMap:
         scores: ``float [C, H, W]`` in [0, 1], probabilities of predictions; None for ground truth.
         weights: ``float [H, W]``, at least 0, what each pixel counts in the loss; None: all alike.
         threshold: of predictions: the score from which on a class that may overlap others, or the
-            second of two that exclude each other, is in ``labels``.
+            second of two that exclude each other, is in ``labels``; of C classes that may overlap
+            also one for each.
 
     Raises:
         ValueError: a field's shape or dtype contradicts the above; the message names the field.
@@ -34,7 +38,7 @@ class SemanticMap:
     labels: Tensor
     scores: Tensor | None = None
     weights: Tensor | None = None
-    threshold: float = 0.5
+    threshold: Threshold = 0.5
 
     def __post_init__(self) -> None:
         shape = list(self.labels.shape)
@@ -100,18 +104,33 @@ class SemanticMap:
         return SemanticMap.exclusive(scores, self.threshold)
 
     @classmethod
-    def exclusive(cls, scores: Tensor, threshold: float = 0.5) -> SemanticMap:
+    def exclusive(cls, scores: Tensor, threshold: Threshold = 0.5) -> SemanticMap:
         """The best class of each pixel by its probabilities ``float [C, H, W]``.
 
         Of two classes, the first the background, the second where it has at least ``threshold``.
+
+        Raises:
+            ValueError: there is a threshold for each class.
         """
+        if isinstance(threshold, tuple):
+            raise ValueError(f"classes that exclude each other have one threshold, got {threshold}")
         labels = scores[1] >= threshold if len(scores) == 2 else scores.argmax(dim=0)
         return cls(labels.to(torch.uint8), scores, threshold=threshold)
 
     @classmethod
-    def multi_label(cls, scores: Tensor, threshold: float = 0.5) -> SemanticMap:
-        """Every class where its probability, of ``float [C, H, W]``, is at least the threshold."""
-        return cls((scores >= threshold).to(torch.uint8), scores, threshold=threshold)
+    def multi_label(cls, scores: Tensor, threshold: Threshold = 0.5) -> SemanticMap:
+        """Every class where its probability, of ``float [C, H, W]``, is at least the threshold.
+
+        Raises:
+            ValueError: there are thresholds for another number of classes.
+        """
+        if isinstance(threshold, tuple):
+            if len(threshold) != len(scores):
+                raise ValueError(f"{len(threshold)} thresholds for {len(scores)} classes")
+            reached = scores >= scores.new_tensor(threshold)[:, None, None]
+        else:
+            reached = scores >= threshold
+        return cls(reached.to(torch.uint8), scores, threshold=threshold)
 
 
 def _nearest(maps: Tensor, size: Size) -> Tensor:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -23,6 +25,8 @@ from instseg.cli.dry_run_tables import batch_rows, parameter_table
 from instseg.config.build import build_model, read_index
 from instseg.config.loader import ConfigError, load_config
 from instseg.config.schema import Config
+from instseg.data.coco import load_coco
+from instseg.data.shards.writer import write_shards
 from instseg.engine.errors import NonFiniteLossError
 from instseg.structures import Instances, SemanticMap
 from instseg.structures.image_target import ImageTarget
@@ -228,3 +232,40 @@ def test_replicas_make_larger_steps(config: Path, tmp_path: Path) -> None:
     text = printed(config, tmp_path / "run", "train.replicas=2")
     assert "epoch of 2 steps" in text
     assert "0.002 x 1.414" in text
+
+
+def test_shards(
+    config: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from their files; the window of shards is no hindrance."""
+    monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "shards"
+    coco = load_coco(shapes / "train" / "annotations.json")
+    write_shards(coco, shapes / "train" / "images", folder, source="x", shard_bytes=2**14)
+    source = f"data.train={{format: shards, folder: {folder}}}"
+    text = printed(config, tmp_path / "run", source, "data.shard_window=2")
+    assert "8 training images, 6 validation images" in text
+    assert re.search(r"tar#\d+\.png\s+│ (64 x 64|56 x 56)\s+│ \d objects", text)
+    assert cells_of(text, "epoch of 4 steps")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "shards", config.name]
+
+
+def test_pairs_of_pictures(config: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        both = np.random.default_rng(i).integers(0, 256, (24, 40, 3)).astype(np.uint8)
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "pairs" / f"{i}.png"), both)
+    source = f"{{format: image_pairs, folder: {tmp_path / 'pairs'}"
+    text = printed(
+        config, tmp_path / "run", "model={name: pix2pix, width: 4, depth: 3}",
+        "data.copy_paste=null", "data.train_transforms=[]", "data.val_transforms=[]",
+        f"data.train={source}, jitter: {{resize: 20, crop: 16}}}}", f"data.val={source}}}",
+    )  # fmt: skip
+    assert "3 training pairs of pictures" in text
+    assert re.search(r"\d\.png\s+│ 16 x 16\s+│ picture of 16 x 16", text)
+    assert cells_of(text, "epoch of 2 steps")
+    assert cells_of(text, "evaluation of 2 batches")
+    assert float(cells_of(text, "loss_l1")[1]) > float(cells_of(text, "loss_gan")[1]) > 0
+    assert cells_of(text, "generator")
+    assert cells_of(text, "discriminator")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pairs", config.name]

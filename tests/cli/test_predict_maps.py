@@ -38,7 +38,7 @@ def save(path: Path, model: str, names: tuple[str, ...] = ("cell",), transforms:
     text = f"model: {{{model}}}\ntransforms: {transforms}\n"
     config = parse_config(text, InferenceConfig, source="test")
     torch.manual_seed(3)
-    net = build_model(config.model, num_classes=len(names))
+    net = build_model(config.model, num_classes=len(names), class_names=names)
     make_lively(net)
     categories = [{"id": 10 + k, "name": name} for k, name in enumerate(names)]
     about = json.dumps(describe_weights(config, categories))
@@ -144,6 +144,20 @@ def test_classes_that_overlap_have_a_file_each(tmp_path: Path) -> None:
     for k in range(2):
         assert np.array_equal(read_gray(tmp_path / "out" / f"a_labels_{k}.png"), expected[k])
     assert set(np.unique(expected)) == {0, 1}
+
+
+@pytest.mark.parametrize("options", [[], ["--tile", "32"]])
+def test_each_class_by_its_own_threshold(tmp_path: Path, options: list[str]) -> None:
+    """The network is unpadded, so that tiles say what the whole image does."""
+    thresholds = f"{MULTI_LABEL}, threshold: {{wall: 0.6, a: 0.45}}"
+    weights = semantic(tmp_path / "w.safetensors", thresholds, names=("a", "wall"))
+    image = pixels(0)
+    scores = by_hand(weights, image).scores.numpy()
+    predict(weights, tmp_path / "out", write(tmp_path / "a.png", image), *options)
+    for k, threshold in enumerate((0.45, 0.6)):
+        assert 0 < (scores[k] >= threshold).mean() < 1
+        labels = read_gray(tmp_path / "out" / f"a_labels_{k}.png")
+        assert (labels != (scores[k] >= threshold)).mean() < 1e-3  # rounding at the threshold
 
 
 @pytest.mark.parametrize(("bits", "factor"), [(16, 1), (8, 256)])

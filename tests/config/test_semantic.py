@@ -272,6 +272,33 @@ def test_losses_and_threshold() -> None:
     assert loss.mode == "multiclass"
 
 
+def overlapping(threshold: dict[str, float], names: list[str] | None) -> Any:
+    settings = {"classes": "multilabel", "loss": {"bce": 1}, "threshold": threshold}
+    config = SemanticConfig.model_validate({"name": "semantic", "network": UNET, **settings})
+    return build_model(config, num_classes=2, class_names=names, load_backbone=False)
+
+
+def test_a_threshold_for_each_class_in_the_order_of_the_labels() -> None:
+    assert overlapping({"hair": 0.3, "face": 0.6}, ["face", "hair"]).threshold == (0.6, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        (
+            {"face": 0.6, "hare": 0.3},
+            r"model\.threshold names hare, but the classes are face, hair",
+        ),
+        ({"face": 0.6}, r"model\.threshold lacks hair: the classes are face, hair"),
+    ],
+)
+def test_thresholds_of_other_classes(threshold: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        overlapping(threshold, ["face", "hair"])
+    with pytest.raises(ValueError, match="build_model needs class_names"):
+        overlapping(threshold, None)
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "own"),
     [
@@ -325,6 +352,8 @@ def test_what_makes_objects(
         ({"loss": {"dice": 0}}, "names no loss with a weight over 0"),
         ({"loss": {"dice": -1}}, "greater than or equal to 0"),
         ({"threshold": 1}, "less than 1"),
+        ({"threshold": {"a": 1.5}, "classes": "multilabel"}, "less than 1"),
+        ({"threshold": {"a": 0.5}}, "one for each class is for classes: multilabel, not multicl"),
         ({"network": {"name": "encoder_unet", "backbone": RESNET, "decoder_channels": []}}, "at l"),
         ({"network": {"name": "unet", "depth": 0}}, "greater than or equal to 1"),
     ],

@@ -235,6 +235,48 @@ def test_pairs_are_for_pix2pix_alone(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("include: ['deep/*']", ["deep/c.png"]),
+        ("exclude: ['a*']", ["b.png", "deep/c.png"]),
+        ("swap: true, include: ['b.bmp']", ["b.bmp"]),
+        ("fold: {folds: 2, index: 0, part: val}", ["a.png", "deep/c.png"]),
+    ],
+)
+def test_parts_of_pairs(tmp_path: Path, text: str, part: str, names: list[str]) -> None:
+    write_pairs(tmp_path / "pairs")
+    source = f"{{format: image_pairs, folder: {tmp_path / 'pairs'}, {part}}}"
+    pairs = read_pairs(load(tmp_path, f"data.train={source}", text=text).data.train)
+    assert [pair.name for pair in pairs] == names
+    ids = [{"a": 1, "b": 2, "c": 3}[Path(name).stem] for name in names]
+    assert [pair.image_id for pair in pairs] == ids
+    assert [pair.target_path.stem for pair in pairs] == [Path(name).stem for name in names]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("include: ['x*']", "no image is left by include and exclude"),
+        ("fold: {folds: 9, index: 8, part: val}", "no pair of pictures is left by fold"),
+    ],
+)
+def test_a_part_without_pairs(tmp_path: Path, text: str, part: str, words: str) -> None:
+    write_pairs(tmp_path / "pairs")
+    source = f"{{format: image_pairs, folder: {tmp_path / 'pairs'}, {part}}}"
+    config = load(tmp_path, f"data.train={source}", text=text)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/pairs: {words}"):
+        read_pairs(config.data.train)
+
+
+def write_pairs(folder: Path) -> None:
+    for name in ("b", "a", "deep/c"):
+        for kind, suffix in (("inputs", "png"), ("targets", "bmp")):
+            path = folder / kind / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), np.zeros((12, 12, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
     ("overrides", "kinds", "default"),
     [
         ([], ["semantic"], "semantic/jaccard"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from instseg.evaluation import boundary_iou
 from instseg.evaluation.boundary_iou import boundary_region
 from instseg.evaluation.coco import CocoEvaluator, evaluate_results, match_records
 from instseg.evaluation.ground_truth import prepare_ground_truth
@@ -64,6 +65,23 @@ def truth_and_records(masks: list[np.ndarray], crowd: bool = False) -> tuple[Any
         ],
     }  # fmt: skip
     return truth, [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": second}]
+
+
+@pytest.mark.parametrize("side", range(1, 12))
+def test_regions_of_all_sides(side: int) -> None:
+    """Around twice the distance of 2, where first nothing is left of the inside."""
+    mask = np.zeros((60, 80), bool)
+    mask[7 : 7 + side, 20:50] = True
+    region = boundary_region(rle.encode(mask))
+    assert (region.pixels == boundary_by_definition(mask)[7 : 7 + side, 20:50]).all()
+
+
+def test_regions_that_do_not_fit_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made again, and the figures stay."""
+    truth, found = random_sets(7)
+    expected = evaluate_results(truth, found, ("boundary",))["boundary"].stats
+    monkeypatch.setattr(boundary_iou, "MAX_PIXELS", 300)
+    assert evaluate_results(truth, found, ("boundary",))["boundary"].stats == expected
 
 
 @pytest.mark.parametrize("seed", range(20))

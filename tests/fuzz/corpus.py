@@ -173,6 +173,20 @@ def run_lengths() -> list[bytes]:
     ]  # fmt: skip
 
 
+HUGE = (65536, 32767)
+"""(height, width) of an image of little less than 2^31 pixels, of which no annotation is a lie."""
+
+
+def boundaries() -> list[bytes]:
+    """Masks of an object and of its detection on an image of `HUGE` size: all that is believed."""
+    rest = HUGE[0] * HUGE[1] - 4 * HUGE[0]
+    disc = {"size": HUGE, "counts": [3 * HUGE[0] + 5, 40, HUGE[0] - 40, 40, rest - 45]}
+    columns = {"size": HUGE, "counts": [HUGE[0], 3 * HUGE[0], rest]}
+    square = [[10, 10, 300, 10, 300, 300, 10, 300]]
+    pairs = [(disc, disc), (square, disc), (columns, columns)]
+    return [json.dumps({"truth": truth, "found": found}).encode() for truth, found in pairs]
+
+
 def huge_images() -> Iterator[tuple[str, bytes]]:
     """Headers of far larger pictures than memory, by format; nothing, or little, follows them."""
     side = 100_000

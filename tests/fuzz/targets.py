@@ -244,6 +244,34 @@ def _ground_truth(folder: Path) -> Read:
     return read
 
 
+def _boundaries(folder: Path) -> Read:
+    """Two masks, which are scored by their boundaries, on an image as large as they may claim."""
+    truth, found = folder / "truth.json", folder / "results.json"
+    height, width = corpus.HUGE
+    ids = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+
+    def read(data: bytes) -> None:
+        try:
+            masks = json.loads(data)
+            own, other = masks["truth"], masks["found"]
+        except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+            own = other = data.decode("latin-1")
+        annotation = ids | {"id": 1, "area": 81, "iscrowd": 0, "segmentation": own}
+        truth.write_text(
+            json.dumps(
+                {
+                    "images": [{"id": 1, "height": height, "width": width}],
+                    "annotations": [annotation],
+                    "categories": [{"id": 1, "name": "x"}],
+                }
+            )
+        )
+        found.write_text(json.dumps([ids | {"score": 0.5, "segmentation": other}]))
+        evaluate_files(truth, found, ["boundary"], intervals=BootstrapOptions(replicates=0))
+
+    return read
+
+
 def _checkpoint(folder: Path) -> Read:
     file = folder / "last.safetensors"
 
@@ -325,6 +353,8 @@ def _columns(folder: Path) -> Read:
 _IMAGE = (ImageError,)
 _PICTURE_MB = 1100.0
 """The largest picture that is read, of 2^27 pixels, as some formats hold it in a few bytes."""
+_BOUNDARIES_MB = 600.0
+"""Two masks of 2^27 pixels, a byte each, and what their boundaries are made in."""
 _FORMAT = (FormatError, ImageError)
 _SCORES = (GroundTruthError, ResultsError)
 
@@ -356,6 +386,9 @@ TARGETS: dict[str, Target] = {
     "results": Target(_SCORES, lambda: corpus.texts("results"), _results, mutate.change_json, 8),
     "ground truth": Target(
         _SCORES, lambda: corpus.texts("coco"), _ground_truth, mutate.change_json
+    ),
+    "boundaries": Target(
+        _SCORES, corpus.boundaries, _boundaries, mutate.change_json, 3, megabytes=_BOUNDARIES_MB
     ),
     "checkpoint": Target(
         (CheckpointError,), corpus.checkpoints, _checkpoint, mutate.change_safetensors, 6

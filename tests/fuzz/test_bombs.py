@@ -65,6 +65,15 @@ def _bombs() -> Iterator[tuple[str, str, bytes]]:
     result = {"image_id": 1, "category_id": 4, "score": 1, "bbox": [0, 0, 9, 9]}
     yield "results", "RLE of 2^31 pixels", json.dumps([result | {"segmentation": code}]).encode()
     yield "ground truth", "RLE of 2^31 pixels", _coco(code, 32768, 65536)
+    height, width = corpus.HUGE
+    whole = {"size": [height, width], "counts": [0, height * width]}
+    corners = {"size": [height, width], "counts": [0, 1, height * width - 2, 1]}
+    polygon = [[0, 0, width, 0, width, height]]
+    for words, mask in (("every pixel", whole), ("two corners", corners)):
+        yield "boundaries", f"{words} of 2^31", _masks(mask, mask)
+    yield "boundaries", "polygon over 2^31 pixels", _masks(polygon, whole)
+    column = {"size": [height, width], "counts": [0, height, height * (width - 1)]}
+    yield "boundaries", "detection of 2^31 pixels", _masks(column, whole)
     yield "run lengths", "RLE of 2^31 pixels", b"[2147483648]"
     yield "run lengths", "100,000 runs of 2^31 pixels", b"P000002" * 100_000
     for name in ("checkpoint", "weights"):
@@ -72,6 +81,10 @@ def _bombs() -> Iterator[tuple[str, str, bytes]]:
         yield name, "tensor of 2^62 bytes", _safetensors([2**31, 2**31], [0, 2**62])
         yield name, "tensor past the file's end", _safetensors([2**28], [0, 2**28])
     yield "torch file", "command in a pickle", corpus.torch_files()[-1]
+
+
+def _masks(truth: object, found: object) -> bytes:
+    return json.dumps({"truth": truth, "found": found}).encode()
 
 
 def _safetensors(shape: list[int], offsets: list[int]) -> bytes:
@@ -113,3 +126,12 @@ def test_bombs_within_what_is_read() -> None:
     report = examine(TARGETS["COCO"], enumerate(sets))
     assert report.failures == []
     assert report.inputs == 3
+
+
+def test_boundaries_of_the_largest_masks() -> None:
+    """Of 2^27 pixels: they are made, in bounded memory and time."""
+    height, width = corpus.HUGE
+    largest = {"size": [height, width], "counts": [0, 2**27, height * width - 2**27]}
+    report = examine(TARGETS["boundaries"], [(0, _masks(largest, largest))])
+    assert report.failures == []
+    assert (report.inputs, report.refused) == (1, 0)

@@ -64,6 +64,23 @@ def test_classes_that_overlap_each_by_the_threshold():
     assert found.is_multi_label
 
 
+def test_classes_that_overlap_each_by_its_own_threshold():
+    scores = torch.tensor([[[0.25, 0.75]], [[0.25, 0.75]]])
+    found = SemanticMap.multi_label(scores, (0.25, 0.8))
+    assert found.labels.tolist() == [[[1, 1]], [[0, 0]]]
+    larger = found.resized((1, 4))
+    assert larger.threshold == (0.25, 0.8)
+    assert larger.labels.tolist() == [[[1] * 4], [[0] * 4]]
+
+
+def test_thresholds_that_do_not_fit():
+    scores = torch.rand(2, 3, 4)
+    with pytest.raises(ValueError, match="1 thresholds for 2 classes"):
+        SemanticMap.multi_label(scores, (0.5,))
+    with pytest.raises(ValueError, match=r"have one threshold, got \(0.5, 0.5\)"):
+        SemanticMap.exclusive(scores, (0.5, 0.5))
+
+
 def test_truth_takes_the_nearest_pixel():
     """Twice as large each pixel is four; a third as large the middle one of nine is left."""
     labels = byte([[0, 1, IGNORE], [2, 3, 4]])

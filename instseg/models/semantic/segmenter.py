@@ -14,6 +14,7 @@ from instseg.models.targets import check_targets
 from instseg.ops.mirror import mirrored_indices
 from instseg.structures import IGNORE, Instances, SemanticMap
 from instseg.structures.geometry import Size
+from instseg.structures.semantic_map import Threshold
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
 """From logits ``[B, C, H, W]``, labels ``[B, H, W]`` or ``[B, C, H, W]`` and the pixels' weights
@@ -53,7 +54,7 @@ class SemanticSegmenter(nn.Module):
         loss: Loss,
         *,
         multi_label: bool = False,
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
         symmetries: Literal[1, 2, 4, 8] = 1,
         instances: PostProcessor | None = None,
     ) -> None:
