@@ -32,8 +32,16 @@ def build_evaluator(config: Config, index: CocoIndex, class_names: Sequence[str]
     return build_coco_evaluator(config, index, class_names)
 
 
+_NO_MERITS = ("image/l1", "em/v_rand_threshold", "em/v_info_threshold")
+"""Figures that do not rise with a better model, and so cannot choose one."""
+
+
 def score_names(config: Config) -> list[str]:
-    """``kind/figure`` of all scores, those that choose the best model by default first."""
+    """``kind/figure`` of the scores that can choose the best model, the default first."""
+    return [name for name in _score_names(config) if name not in _NO_MERITS]
+
+
+def _score_names(config: Config) -> list[str]:
     if isinstance(config.model, Pix2PixConfig):
         return [f"image/{name}" for name in ("ssim", *ImageEvaluator().compute().stats)]
     if isinstance(config.model, SemanticConfig) and predicts_maps(config):
