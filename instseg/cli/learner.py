@@ -93,12 +93,11 @@ def build_learner(
 
 def _shard(model: nn.Module) -> Sharding:
     """Shard a model over the processes, its backbone block by block."""
-    try:
-        units = backbone_blocks(model)
-    except ValueError as error:
-        raise ConfigError(f"train.parallelism: fsdp: {error}; use ddp") from None
     broadcast_state(model)
-    return Sharding(model, units)
+    try:
+        return Sharding(model, backbone_blocks(model))
+    except (ValueError, NotImplementedError) as error:  # parameters of no dimension, for one
+        raise ConfigError(f"train.parallelism: fsdp: {error}; use ddp") from None
 
 
 def _synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:

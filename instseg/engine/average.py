@@ -25,8 +25,10 @@ def make_average(model: nn.Module, decay: float, sharding: Sharding | None = Non
     ) -> None:
         average([own_part(t) for t in averaged], [own_part(t) for t in current], count)
 
-    whole = model if sharding is None else sharding.whole(model)
-    averaged = AveragedModel(whole, multi_avg_fn=of_own_parts, use_buffers=True)
+    # The average copies the module it is given: one of a sharded model is put into its place.
+    given = model if sharding is None else nn.Module()
+    averaged = AveragedModel(given, multi_avg_fn=of_own_parts, use_buffers=True)
     if sharding is not None:
+        averaged.module = sharding.whole(model)
         sharding.shard(averaged.module)
     return averaged

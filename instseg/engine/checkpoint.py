@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch.distributed.tensor import DTensor
 from instseg import __version__
 from instseg.engine.distributed import is_writer
 from instseg.engine.errors import CheckpointError, UnreadableFileError
-from instseg.engine.shard_folder import ShardFolder, shard_files, write_shards
+from instseg.engine.shard_folder import ShardFolder, write_shards
 from instseg.engine.stored import StoredTensors, WholeTensors
 from instseg.engine.tensor_file import read_metadata, read_tensor_file, save_file_atomic
 
 FORMAT_VERSION = 2
 _METADATA_KEY = "instseg_checkpoint"
+_SHARDS = r"shards-\d+-\d+"
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Shards(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    folder: Annotated[str, Field(pattern=r"^shards-\d+-\d+$")]
+    folder: Annotated[str, Field(pattern=f"^{_SHARDS}$")]
     files: Count
 
 
@@ -134,18 +136,25 @@ class CheckpointFolder:
         Raises:
             CheckpointError: the disk is full or the folder not writable; both are untouched.
         """
+        # A damaged `last` must not take the place of the good `previous` it was resumed from. That
+        # is to be judged first: new shards may take the names of damaged ones.
+        keep_old_as = self.previous if is_writer() and _is_complete(self.last) else None
         if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            folder = self.last.with_name(f"shards-{header.step}-{header.epoch}")
-            write_shards(folder, tensors)
-            shards = Shards(folder=folder.name, files=len(shard_files(folder)))
-            header, tensors = header.model_copy(update={"shards": shards}), {}
+            header, tensors = self._with_shards(tensors, header), {}
         if not is_writer():
             return
-        # A damaged `last` must not take the place of the good `previous` it was resumed from.
-        keep_old_as = self.previous if _is_complete(self.last) else None
         metadata = {_METADATA_KEY: header.model_dump_json()}
         save_file_atomic(self.last, tensors, metadata, keep_old_as)
         self._remove_old_shards()
+
+    def _with_shards(self, tensors: Mapping[str, Tensor], header: Header) -> Header:
+        """Write the tensors into a folder of shards; returns the header that names it."""
+        if is_writer():
+            self._remove_old_shards()  # what killed processes left takes room
+        folder = self.last.with_name(f"shards-{header.step}-{header.epoch}")
+        files = write_shards(folder, tensors)
+        shards = Shards(folder=folder.name, files=files)
+        return header.model_copy(update={"shards": shards})
 
     def load(self) -> tuple[Path, StoredTensors, Header] | None:
         """The newest complete checkpoint, None if none was ever saved.
@@ -175,8 +184,8 @@ class CheckpointFolder:
         """Remove folders that no checkpoint names: older ones, and those of killed processes."""
         in_use = {_named_shards(self.last), _named_shards(self.previous)}
         for folder in self.last.parent.glob("shards-*-*"):
-            if folder.name not in in_use:
-                shutil.rmtree(folder)
+            if re.fullmatch(_SHARDS, folder.name) and folder.name not in in_use:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:

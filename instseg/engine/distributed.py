@@ -54,7 +54,7 @@ def process_group() -> Iterator[None]:
     What lies on GPUs goes through NCCL, all else through gloo.
 
     Raises:
-        EngineError: the first process did not answer.
+        EngineError: a process did not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -84,23 +84,31 @@ def name_of_start(
     and answers the others; one that is gone does not.
     """
     mine = uuid.uuid4().hex
-    if rank == 0:
-        store.set("instseg/first", mine)
-        for other in range(1, size):
-            store.set(store.get(f"{mine}/{other}").decode(), mine)
-        return mine
     until = time.monotonic() + patience.total_seconds()
-    while not store.check([mine]):
-        if time.monotonic() > until:
-            raise EngineError(
-                f"process {rank} of {size} waited {patience} for the first one to answer at "
-                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}; where nodes come and "
-                "go, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
-            )
-        if store.check(["instseg/first"]):
+
+    def wait_for(key: str, other: int, meanwhile: Callable[[], None] = lambda: None) -> str:
+        while not store.check([key]):
+            if time.monotonic() > until:
+                raise EngineError(
+                    f"process {rank} of {size} waited {patience} for process {other} to answer at "
+                    f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}; where nodes come "
+                    "and go, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
+                    "environment"
+                )
+            meanwhile()
+            time.sleep(0.1)
+        return store.get(key).decode()
+
+    def ask() -> None:
+        if store.check(["instseg/first"]):  # which may still be that of one that is gone
             store.set(f"{store.get('instseg/first').decode()}/{rank}", mine)
-        time.sleep(0.1)
-    return store.get(mine).decode()
+
+    if rank > 0:
+        return wait_for(mine, 0, ask)
+    store.set("instseg/first", mine)
+    for other in range(1, size):
+        store.set(wait_for(f"{mine}/{other}", other), mine)
+    return mine
 
 
 _patient: list[Any] = []
@@ -110,7 +118,12 @@ _patient: list[Any] = []
 def wait_for_all() -> None:
     """Return when every process has come here, however long one of them works."""
     if rank_and_size()[1] > 1:
-        dist.all_reduce(torch.zeros(1), group=_patient[0] if _patient else None)
+        dist.all_reduce(torch.zeros(1), group=patient_group())
+
+
+def patient_group() -> Any:
+    """The group (gloo) for messages about work that may take long; None stands for the default."""
+    return _patient[0] if _patient else None
 
 
 def first_before_others(make: Callable[[], _T]) -> _T:

@@ -66,12 +66,17 @@ class GradientExchange:
         """
         return self._adding if adds_up else self._model
 
-    def missing_passes(self, batches: Mapping[int, Batch], work: Sequence[int]) -> list[Batch]:
+    def missing_passes(
+        self, batches: Mapping[int, Batch], work: Sequence[int]
+    ) -> list[tuple[int, Batch]]:
         """None: a process makes a pass for each of its batches.
 
         Args:
             batches: this process's, by their place in the step.
             work: batches of each process.
+
+        Returns:
+            Batches with their places in the step.
         """
         return []
 

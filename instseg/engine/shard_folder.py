@@ -26,7 +26,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from instseg.engine.atomic import fsync_folder
 from instseg.engine.disk import how_to_mend
-from instseg.engine.distributed import is_writer, rank_and_size, wait_for_all
+from instseg.engine.distributed import (
+    is_writer,
+    patient_group,
+    rank_and_size,
+    sum_over_processes,
+    wait_for_all,
+)
 from instseg.engine.errors import CheckpointError, UnreadableFileError
 from instseg.engine.sharding import own_part
 from instseg.engine.tensor_file import read_metadata
@@ -69,7 +75,7 @@ class ShardFolder:
         Raises:
             UnreadableFileError: a file is missing, cut short or damaged.
         """
-        found = shard_files(path)
+        found = sorted(path.glob("*.safetensors"))
         for file in found:
             read_metadata(file)
         if len(found) != files:
@@ -88,28 +94,37 @@ class ShardFolder:
         try:
             with warnings.catch_warnings():  # of one process alone, which is meant
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                load(dict(into), storage_reader=reader, no_dist=size == 1)
+                load(
+                    dict(into),
+                    storage_reader=reader,
+                    process_group=patient_group(),
+                    no_dist=size == 1,
+                )
         except _UNREADABLE as error:
             reason = _reason(error, self.path)
             raise UnreadableFileError(f"{self.path}: cannot be read: {reason}") from error
 
 
-def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> int:
     """Write a new folder; all processes call it, and return when everything is on the disk.
 
     Args:
         path: the folder; what an earlier call began there is removed.
         tensors: sharded ones, or the same in every process; on any device.
 
+    Returns:
+        How many files it has.
+
     Raises:
-        CheckpointError: the disk is full or the folder not writable; there is no folder then.
+        CheckpointError: the disk is full or the folder not writable (there is no folder then), or
+            the first process does not find what the others have written.
     """
     if is_writer():
         shutil.rmtree(path, ignore_errors=True)
     wait_for_all()
     writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
     try:
-        save(_apart(tensors), storage_writer=writer)
+        save(_apart(tensors), storage_writer=writer, process_group=patient_group())
         fsync_folder(path)
     except (CheckpointException, OSError) as error:
         if is_writer():
@@ -118,11 +133,12 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"{path}: cannot be written: {reason}; then resume. Files saved before are untouched"
         ) from error
-
-
-def shard_files(path: Path) -> list[Path]:
-    """The files of a folder; none if there is no folder."""
-    return sorted(path.glob("*.safetensors"))
+    rank, _ = rank_and_size()
+    own = list(path.glob(f"shard-{rank + 1:05d}-*.safetensors"))
+    files = sum(sum_over_processes([len(own)]))
+    if is_writer():
+        ShardFolder.open(path, files)
+    return files
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,13 +154,25 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _about(key: str, entry: object) -> Tensor:
-    """Shape and type of a tensor whose parts cover it; raises ValueError where they do not."""
+    """Shape and type of a tensor, of which each part has some rows and all parts have all rows.
+
+    Raises:
+        ValueError: there are gaps or overlaps.
+    """
     if not isinstance(entry, TensorStorageMetadata):
         raise ValueError(f"'{key}' is no tensor")
-    there, whole = sum(chunk.sizes.numel() for chunk in entry.chunks), entry.size.numel()
-    if there != whole:
-        raise ValueError(f"the parts of '{key}' have {there} values of its {whole}")
-    return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    tensor = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    parts = [(*chunk.offsets, *chunk.sizes) for chunk in entry.chunks if chunk.sizes.numel()]
+    if tensor.ndim == 0:
+        if len(parts) != 1:
+            raise ValueError(f"'{key}' is there {len(parts)} times")
+        return tensor
+    at, n = 0, tensor.ndim
+    for part in sorted(parts):
+        if part[0] != at or any(part[1:n]) or part[n + 1 :] != tensor.shape[1:]:
+            raise ValueError(f"the parts of '{key}' overlap or leave a gap at row {at}")
+        at += part[n]
+    return tensor
 
 
 def _reason(error: BaseException, folder: Path) -> str:

@@ -33,7 +33,9 @@ class ShardedExchange(GradientExchange):
         """The sharded model; its gradients are kept sharded between the passes of a step too."""
         return self._model
 
-    def missing_passes(self, batches: Mapping[int, Batch], work: Sequence[int]) -> list[Batch]:
+    def missing_passes(
+        self, batches: Mapping[int, Batch], work: Sequence[int]
+    ) -> list[tuple[int, Batch]]:
         """What this process repeats, with weight 0, to make as many passes as the others.
 
         Every pass needs all processes, and now and then (the end of an epoch, unreadable files)
@@ -42,6 +44,9 @@ class ShardedExchange(GradientExchange):
         most = max(work)
         if min(work) == most:
             return []
-        spare = PlainBatch.part_of(batches[min(batches)]) if self.rank == work.index(most) else None
+        spare = None
+        if self.rank == work.index(most):
+            number = min(batches)
+            spare = number, PlainBatch.part_of(batches[number])
         given = next(batch for batch in gather(spare) if batch is not None)
         return [given] * (most - work[self.rank])

@@ -24,7 +24,8 @@ from instseg.engine.distributed import rank_and_size
 class Sharding:
     """How a model is sharded, and how it is put together again.
 
-    Parameters stay float32; `torch.autocast` makes halves of them inside a unit.
+    Parameters stay float32. Halves that `torch.autocast` makes of them are plain tensors, which the
+    backward pass holds: with it every process has two bytes of each of the units' weights.
 
     Args:
         model: on its device, the same in every process; it is sharded in place, so an optimizer
@@ -59,6 +60,9 @@ class Sharding:
             # Sums, as each loss is weighed with its share of the step; gloo knows nothing else.
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
+            # A part that works in one process alone has zeros for gradients in the others.
+            if hasattr(sharded, "set_reduce_scatter_unused_params"):  # not in torch 2.11
+                sharded.set_reduce_scatter_unused_params(True)
 
     def whole(self, model: nn.Module) -> nn.Module:
         """An unsharded copy with the same weights, buffers, modes and frozen parts.
@@ -76,6 +80,8 @@ class Sharding:
             mine.requires_grad_(its.requires_grad)
         for module, original in zip(copy.modules(), model.modules(), strict=True):
             module.training = original.training
+            if isinstance(module, nn.SyncBatchNorm) and isinstance(original, nn.SyncBatchNorm):
+                module.process_group = original.process_group
         return copy
 
 

@@ -31,13 +31,14 @@ from instseg import __version__
 from instseg.engine.black_box import BlackBox
 from instseg.engine.checkpoint import Best, CheckpointFolder
 from instseg.engine.distributed import (
+    gather,
     is_writer,
     rank_and_size,
     sum_over_processes,
     wait_for_all,
 )
 from instseg.engine.early_stopping import EarlyStopping
-from instseg.engine.errors import RunExistsError
+from instseg.engine.errors import CheckpointError, RunExistsError
 from instseg.engine.freeze import FreezeSchedule
 from instseg.engine.nonfinite_policy import NonFinitePolicy
 from instseg.engine.options import TrainerOptions
@@ -320,6 +321,7 @@ class Trainer:
             self._save_checkpoint()  # an evaluation is long, and a kill in it costs no step
             scores = self.evaluate(self.updater.averaged_model())
             flat = {f"{kind}/{key}": v for kind, part in scores.items() for key, v in part.items()}
+            flat = gather(flat)[0]  # sums in another order must not part the processes
             self._log_row({"kind": "eval", "step": self.state.step, "epoch": number, **flat})
             self._keep_best(flat, number)
         self.state.epoch = number
@@ -368,6 +370,12 @@ class Trainer:
     def _load_checkpoint(self) -> bool:
         """Take over the newest complete checkpoint; False if there is none."""
         found = self._checkpoints.load()
+        seen = gather(None if found is None else (found[2].step, found[2].epoch))
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"{self.run_dir}: the processes see different checkpoints (step, epoch: {seen}); "
+                "wait until the disk that they share shows the same to all, and resume"
+            )
         if found is None:
             return False
         path, stored, header = found

@@ -134,7 +134,7 @@ class Updater:
             )
         if not overlaps:
             exchange.add_gradients()
-        self._repeat_for_others(missing)
+        self._repeat_for_others(missing, step)
         exchange.average_buffers(moved=bool(batches), processes=sum(map(bool, work)))
         norm = self._clip()
         return self._read(losses, counts, norm)
@@ -157,11 +157,11 @@ class Updater:
         self.scaler.scale(loss * (weight * share)).backward()
         return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
-    def _repeat_for_others(self, batches: list[Batch]) -> None:
+    def _repeat_for_others(self, batches: list[tuple[int, Batch]], step: int) -> None:
         """Make passes that add nothing but that other processes wait for."""
-        for batch in batches:
+        for number, batch in batches:
             buffers = BufferSnapshot(self.model)
-            self._backward(self.model, 0.0, self._seed, batch, 1.0)
+            self._backward(self.model, 0.0, self.seed_of(step, number), batch, 1.0)
             buffers.restore()
 
     def apply(self) -> None:

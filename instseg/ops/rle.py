@@ -33,6 +33,14 @@ def decode(rle: RLE) -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def decode_many(rles: Sequence[RLE], size: Size) -> npt.NDArray[np.uint8]:
+    """Decode N masks of one size to ``uint8 [N, H, W]``."""
+    if not rles:
+        return np.zeros((0, *size), np.uint8)
+    columns: npt.NDArray[np.uint8] = coco_mask.decode(list(rles)).T
+    return columns.swapaxes(1, 2)
+
+
 def from_polygons(polygons: Sequence[Polygon], size: Size) -> RLE:
     """The union of polygons ``[K, 2]`` on an image of ``size``, as COCO rasterises it."""
     flat = [np.asarray(p, dtype=np.float64).reshape(-1) for p in polygons]

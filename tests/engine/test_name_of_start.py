@@ -46,3 +46,11 @@ def test_a_first_process_that_does_not_answer_is_named(
         store.set("instseg/first", "0" * 32)
     with pytest.raises(EngineError, match=r"process 1 of 2 waited 0:00:00\.2.* at node7:29500"):
         name_of_start(store, 1, 2, patience=timedelta(seconds=0.2))
+
+
+def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    store = dist.HashStore()
+    with pytest.raises(EngineError, match=r"process 0 of 3 waited 0:00:00\.2.* for process 1 to"):
+        name_of_start(store, 0, 3, patience=timedelta(seconds=0.2))

@@ -222,6 +222,17 @@ def test_empty_and_outside():
     assert mask_targets(masks(), torch.tensor([2]), endless, 7).sum() == 0
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_boxes_without_area_have_empty_targets(index):
+    flat = torch.tensor([[10.0, 10, 10, 40], [30, 20, 5, 30]])
+    assert mask_targets(masks(), torch.full((2,), index), flat, 7).sum() == 0
+    mixed = torch.cat([flat[:1], BOXES[index : index + 1], flat[1:]])
+    got = mask_targets(masks(), torch.full((3,), index), mixed, 7)
+    assert got[[0, 2]].sum() == 0
+    assert torch.equal(got[1], mask_targets(masks(), torch.tensor([index]), mixed[1:2], 7)[0])
+    assert got[1].sum() > 0
+
+
 def test_predictions_are_no_targets():
     with pytest.raises(TypeError, match="SparseMasks or BitMasks in the targets, got RoIMasks"):
         mask_targets(RoIMasks(torch.rand(1, 4, 4)), torch.zeros(1, dtype=torch.int64), BOXES[:1], 7)
@@ -235,6 +246,9 @@ def test_rle_module():
     assert rle.area(code) == ring().sum()
     ys, xs = np.nonzero(ring())
     assert rle.to_box(code) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    many = rle.decode_many([code, rle.encode(1 - ring())], SIZE)
+    assert np.array_equal(many, np.stack([ring(), 1 - ring()]))
+    assert rle.decode_many([], SIZE).shape == (0, *SIZE)
     counts = [5, 3, 12]
     flat = rle.decode(rle.from_uncompressed(counts, (4, 5))).reshape(-1, order="F")
     assert flat.tolist() == [0] * 5 + [1] * 3 + [0] * 12
