@@ -4,4 +4,5 @@ import sys
 
 from instseg.cli.replay import main
 
-sys.exit(main())
+if __name__ == "__main__":  # workers that are spawned import this file too
+    sys.exit(main())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing.connection
+import os
 import threading
 import weakref
 from collections import Counter
@@ -22,6 +24,7 @@ from instseg.data.worker_faults import (
     WorkerTable,
     find_dead,
 )
+from instseg.data.worker_start import start_method, start_workers
 from instseg.data.worker_watch import HangWatch, raising_on_death, watch_children
 
 _log = logging.getLogger(__name__)
@@ -105,9 +108,10 @@ class WatchedLoader:
             counts: faults of this run by sample; under None those since the last batch.
         """
         counts[None] += 1
-        counts.update(key for key in {fault.key for fault in faults} if key is not None)
+        blamed = {fault.key for fault in faults if not fault.is_excused}
+        counts.update(key for key in blamed if key is not None)
         what = "; ".join(fault.describe(self._name) for fault in faults)
-        if not self._restarts:
+        if not self._restarts and not all(fault.is_excused for fault in faults):
             raise WorkerError(
                 f"{what}. What was saved is untouched: mend the cause and resume, or set "
                 "data.on_worker_fault to restart"
@@ -189,13 +193,15 @@ class _Pool:
 
     def start(self, batches: Sequence[list[SampleKey]]) -> Iterator[Any]:
         self._batches.batches = batches
-        items: Any = iter(self._loader)
-        if not self._workers:
-            # The registered workers' deaths raise in whatever the main thread does at that moment.
-            _remove_worker_pids(id(items))
-            items._worker_pids_set = False
-            self._workers += items._workers
-            watch_children()
+        if self._workers:
+            return iter(self._loader)
+        items: Any = start_workers(self._loader)
+        # The registered workers' deaths raise in whatever the main thread does at that moment.
+        _remove_worker_pids(id(items))
+        items._worker_pids_set = False
+        self._workers += items._workers
+        watch_children()
+        _pools.add(self)
         return items
 
     @contextmanager
@@ -216,17 +222,35 @@ class _Pool:
         for worker in self._workers:
             if worker.sentinel in ending:  # its files are closed, but its status may not be known
                 worker.join(timeout=5)
-        return find_dead(self._workers, self._table)
+        return find_dead(self._workers, self._table, start_method(self._loader))
 
-    def kill(self) -> None:
-        """End all workers, whatever they are at, and torch's loader of them."""
+    def kill_workers(self) -> None:
+        """End all workers, whatever they are at."""
         for worker in self._workers:
             worker.kill()
+
+    def kill(self) -> None:
+        """End all workers, and torch's loader of them."""
+        self.kill_workers()
         items: Any = self._loader._iterator
         # Locks that a killed worker held are never released, which this may wait for.
         end = threading.Thread(target=items._shutdown_workers, daemon=True)
         end.start()
         end.join(timeout=15)
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_pools.clear)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """At its end Python asks the workers to end by SIGTERM, and waits for them.
+
+    One that is starting may have it blocked, and one from others be pending, which hides it.
+    """
+    for pool in _pools:
+        pool.kill_workers()
 
 
 class _Batches(Sampler[list[SampleKey]]):

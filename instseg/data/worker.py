@@ -13,6 +13,8 @@ import torch
 
 from instseg.data.worker_faults import WorkerTable
 
+_KNOWS_SENDERS = hasattr(signal, "sigtimedwait")  # of signals; not on macOS
+
 
 def init_worker(owner: int, table: WorkerTable, worker_id: int) -> None:
     """Set a new worker up; torch calls it there.
@@ -29,10 +31,12 @@ def init_worker(owner: int, table: WorkerTable, worker_id: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C goes to every process of a terminal, and batch systems send SIGTERM to all of a job.
     # Both are for the training process, which finishes its step, saves and ends its workers.
+    # (`start_workers` may have blocked them, so that they do not come before this.)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the training's workers are not this one's
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK if _KNOWS_SENDERS else signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )
     Thread(target=_end_with, args=(owner,), daemon=True).start()
     table.end(worker_id)
 
@@ -54,7 +58,7 @@ def _end_with(owner: int, seconds: float = 2.0) -> None:
 
 def _terminated_by(owner: int, seconds: float) -> bool:
     """Whether ``owner`` sends SIGTERM within ``seconds``; those of other processes do not count."""
-    if not hasattr(signal, "sigtimedwait"):
+    if not _KNOWS_SENDERS:
         time.sleep(seconds)
         return False
     received = signal.sigtimedwait({signal.SIGTERM}, seconds)

@@ -45,6 +45,10 @@ class WorkerTable:
         busy, epoch, index, _ = self._rows[worker].tolist()
         return SampleKey(epoch, index) if busy else None
 
+    def has_begun(self, worker: int) -> bool:
+        """Whether ``worker`` was ever ready for samples."""
+        return int(self._rows[worker, 3]) > 0
+
     def changes(self) -> int:
         """How many samples all workers have begun and ended."""
         return int(self._rows[:, 3].sum())
@@ -59,33 +63,56 @@ class WorkerFault:
         pid: its process.
         what: what became of it.
         key: the sample it was at, None between two samples.
+        has_begun: whether it was ever ready for samples.
+        is_excused: no sample is to blame, and new workers start whatever the policy: a signal ended
+            it before it was ready, or it is lost with the fork server that it came from.
     """
 
     worker: int
     pid: int | None
     what: str
     key: SampleKey | None
+    has_begun: bool = True
+    is_excused: bool = False
 
     def describe(self, name: Callable[[SampleKey], str]) -> str:
         """One sentence; ``name`` gives a sample's file."""
-        at = "between two samples" if self.key is None else f"while preparing {name(self.key)}"
+        at = "between two samples" if self.has_begun else "in its start"
+        if self.key is not None:
+            at = f"while preparing {name(self.key)}"
         return f"data worker {self.worker} (pid {self.pid}) {self.what} {at}"
 
 
-def find_dead(workers: list[BaseProcess], table: WorkerTable) -> list[WorkerFault]:
+def find_dead(
+    workers: list[BaseProcess], table: WorkerTable, start_method: str
+) -> list[WorkerFault]:
     """The workers that have ended; none does so by itself while its loader lives."""
-    return [
-        WorkerFault(number, worker.pid, _cause(worker.exitcode), table.current(number))
-        for number, worker in enumerate(workers)
-        if worker.exitcode is not None
-    ]
+    faults = []
+    for number, worker in enumerate(workers):
+        code = worker.exitcode
+        if code is None:
+            continue
+        # What multiprocessing says of all that a fork server has made when that is gone.
+        is_lost = code == 255 and start_method == "forkserver"
+        has_begun = table.has_begun(number)
+        faults.append(
+            WorkerFault(
+                number,
+                worker.pid,
+                "lost its fork server" if is_lost else _cause(code),
+                table.current(number),
+                has_begun,
+                is_excused=is_lost or (code < 0 and not has_begun),
+            )
+        )
+    return faults
 
 
 def find_hung(workers: list[BaseProcess], table: WorkerTable, seconds: float) -> list[WorkerFault]:
     """The workers at a sample; all of them where none is (they hang elsewhere, or cannot start)."""
     what = f"got no further for {seconds:g} s (data.worker_timeout)"
     faults = [
-        WorkerFault(number, worker.pid, what, table.current(number))
+        WorkerFault(number, worker.pid, what, table.current(number), table.has_begun(number))
         for number, worker in enumerate(workers)
     ]
     return [fault for fault in faults if fault.key is not None] or faults

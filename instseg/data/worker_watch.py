@@ -73,16 +73,19 @@ def raising_on_death(workers: Sequence[BaseProcess]) -> Iterator[None]:
     See `watch_children`.
     """
     global _waited_for
-    _waited_for = workers
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:  # the handler raises there alone, which other threads' workers do not concern
+        _waited_for = workers
     try:
-        _raise_if_dead()
+        _raise_if_dead(workers)
         yield
     finally:
-        _waited_for = ()
+        if is_main:
+            _waited_for = ()
 
 
-def _raise_if_dead() -> None:
-    if any(not worker.is_alive() for worker in _waited_for):
+def _raise_if_dead(workers: Sequence[BaseProcess]) -> None:
+    if any(not worker.is_alive() for worker in workers):
         raise WorkerDiedError("a worker of the loader has died")
 
 
@@ -99,7 +102,7 @@ def watch_children() -> None:
     previous = signal.getsignal(signal.SIGCHLD)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        _raise_if_dead()
+        _raise_if_dead(_waited_for)
         if callable(previous):
             previous(number, frame)
 

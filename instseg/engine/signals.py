@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """A context in which the first SIGINT or SIGTERM only sets `requested`.
+    """A context in which the first SIGINT, and any SIGTERM, only sets `requested`.
 
-    A second SIGINT raises KeyboardInterrupt at once. Leaving restores the handlers there were.
-    Outside the main thread, where Python allows no handlers, the context does nothing.
+    A SIGINT after either raises KeyboardInterrupt at once. Leaving restores the handlers that there
+    were. Outside the main thread, where Python allows no handlers, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,11 @@ class StopSignals:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_first = self.requested is None  # torchrun, for one, sends on what all have got
         self.requested = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Forked loader workers inherit this handler; a Ctrl-C reaches them too.
-        if os.getpid() == self._pid:
+        # Forked processes inherit this handler; a Ctrl-C reaches them too.
+        if is_first and os.getpid() == self._pid:
             _log.warning(
                 "%s: finishing this step, then saving; Ctrl-C aborts at once", self.requested.name
             )

@@ -263,7 +263,8 @@ def test_workers_use_one_thread_and_ignore_ctrl_c(records):
 
 
 SCRIPT = """
-import signal, sys
+import multiprocessing, os, signal, sys
+from multiprocessing import forkserver
 from pathlib import Path
 from instseg.data.dataset import DetectionDataset
 from instseg.data.loader import DetectionLoader
@@ -273,15 +274,19 @@ from tests.data.small_set import make_records
 
 stops = []
 if __name__ == "__main__":
-    records = make_records(Path(sys.argv[1]), 40)
+    folder, method, moment = sys.argv[1:]
+    records = make_records(Path(folder), 40)
     dataset = DetectionDataset(records, Compose([]), seed=0, with_masks=True)
-    loader = DetectionLoader(dataset, EvalSampler(40, 2), num_workers=2)
-    epoch = loader.epoch(0)
-    # A trainer that finishes its step before it stops; its handlers come after the workers.
+    sampler = EvalSampler(40, 2)
+    loader = DetectionLoader(dataset, sampler, num_workers=2, start_method=method)
+    # A trainer that finishes its step before it stops.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stops.append(1))
-    count = len([next(epoch), next(epoch)])  # one of each worker: both are set up
-    print("ready", flush=True)
+    epoch = loader.epoch(0)
+    count = 0
+    if moment == "working":
+        count += len([next(epoch), next(epoch)])  # one of each worker: both are set up
+    print(*(w.pid for w in loader._watched._pool._workers), flush=True)
     sys.stdin.readline()
     count += sum(1 for _ in epoch)
     next(loader.epoch(1))  # and leaves in the middle of an epoch
@@ -289,10 +294,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_to_the_group_are_the_trainers_and_leaving_does_not_hang(tmp_path, number):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+def start_script(*arguments: object, script: str = SCRIPT) -> subprocess.Popen[str]:
+    """A program with a loader of two workers, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -300,13 +305,72 @@ def test_signals_to_the_group_are_the_trainers_and_leaving_does_not_hang(tmp_pat
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "moment"),
+    [
+        (signal.SIGINT, "fork", "working"),
+        (signal.SIGTERM, "fork", "working"),
+        (signal.SIGTERM, "fork", "starting"),
+        (signal.SIGINT, "spawn", "starting"),
+        (signal.SIGTERM, "spawn", "starting"),
+        (signal.SIGTERM, "spawn", "working"),
+        (signal.SIGTERM, "forkserver", "working"),
+    ],
+)
+def test_signals_to_the_group_are_the_trainers_and_leaving_does_not_hang(
+    tmp_path, number, method, moment
+):
+    process = start_script(tmp_path, method, moment)
     try:
-        assert process.stdout.readline() == "ready\n"
+        workers = process.stdout.readline().split()
         os.killpg(process.pid, number)  # as a terminal or a batch system does: to every process
-        output, errors = process.communicate("\n", timeout=60)
+        output, errors = process.communicate("\n", timeout=240)
     finally:
         process.kill()
     assert (output, errors, process.returncode) == ("20 1\n", "", 0)
+    assert len(workers) == 2
+    assert not any(is_running(int(pid)) for pid in workers)
+
+
+def test_an_end_while_workers_start(tmp_path):
+    """They have SIGTERM blocked then, and one of others pending, which hides the trainer's own."""
+    script = SCRIPT.replace("    sys.stdin.readline()\n", "    sys.stdin.readline(); sys.exit(5)\n")
+    process = start_script(tmp_path, "spawn", "starting", script=script)
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.communicate("\n", timeout=240) == ("", "")
+    assert process.returncode == 5
+    assert not any(is_running(pid) for pid in workers)
+
+
+def test_a_fork_server_that_is_killed_is_replaced(tmp_path):
+    """In its start, and with workers that work; though a fault of theirs would be the end."""
+    kills = """
+    import threading, time
+    def kill_server():
+        while forkserver._forkserver._forkserver_pid is None:
+            time.sleep(0.001)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    threading.Thread(target=kill_server).start()
+    epoch = loader.epoch(0)
+"""
+    script = SCRIPT.replace("    epoch = loader.epoch(0)\n", kills).replace(
+        "    sys.stdin.readline()\n",
+        "    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)\n"
+        "    while any(w.is_alive() for w in loader._watched._pool._workers):\n"
+        "        time.sleep(0.01)\n",
+    )
+    process = start_script(tmp_path, "forkserver", "working", script=script)
+    output, errors = process.communicate(timeout=240)
+    workers = output.splitlines()[0].split()
+    assert output.splitlines()[1:] == ["20 0"]
+    assert process.returncode == 0
+    lost = [f"data worker {i} (pid {pid}) lost its fork server" for i, pid in enumerate(workers)]
+    (line,) = errors.splitlines()
+    assert all(text in line for text in lost)
+    assert line.endswith("; starting new workers")
 
 
 def test_pinning_pins_every_image(records, monkeypatch):
@@ -331,17 +395,7 @@ def test_loader_gives_pinned_images(records):
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_end_with_a_killed_trainer(tmp_path, method):
-    script = SCRIPT.replace("stops = []", f'multiprocessing.set_start_method("{method}")').replace(
-        'print("ready", flush=True)',
-        "print(*(w.pid for w in loader._watched._pool._workers), flush=True)",
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import multiprocessing\n" + script, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start_script(tmp_path, method, "working")
     workers = [int(pid) for pid in process.stdout.readline().split()]
     process.kill()
     process.wait()

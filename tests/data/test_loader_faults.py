@@ -1,6 +1,7 @@
 """Workers that die or hang: named, replaced, and without a trace in the batches."""
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from instseg.data.packing import Packed
 from instseg.data.sampling import EvalSampler, SampleKey
 from instseg.data.transforms import Compose
 from instseg.data.worker_faults import WorkerError
+from instseg.data.worker_watch import WorkerDiedError, raising_on_death, watch_children
 from instseg.structures import Instances, SparseMasks
 from tests.data.small_set import make_records
 from tests.data.test_loader import bits, ids
@@ -219,6 +221,55 @@ def test_a_fork_servers_workers_are_replaced_too(records, truth):
     """They are no children of this process, so no signal tells it of their death."""
     loader = make_loader(records, "SIGKILL", {6: 1}, start_method="forkserver")
     assert [bits(batch) for batch in loader.epoch(0)] == truth
+
+
+class Stillborn(Poisoned):
+    """Some of the workers to which it is sent end as they unpack it."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        if self._left[0] > 0:
+            self._left[0] -= 1
+            os.kill(os.getpid(), signal.Signals[self._way])
+
+
+def test_a_worker_that_ends_in_its_start_is_no_fault_of_a_sample(records, truth, caplog):
+    """As where a signal to all processes finds it before it knows what to make of that."""
+    dataset = Stillborn(records, "SIGTERM", {0: 1})
+    sampler = EvalSampler(len(records), 2)
+    loader = DetectionLoader(dataset, sampler, num_workers=1, start_method="forkserver")
+    assert [bits(batch) for batch in loader.epoch(0)] == truth  # the policy is to stop
+    assert caplog.text.count("was killed by SIGTERM in its start; starting new workers") == 1
+
+
+def test_a_death_raises_where_it_is_waited_for_and_in_no_other_thread():
+    """Python runs the handler that tells of it in the main thread, whoever waits."""
+    context = multiprocessing.get_context("fork")
+    mine, others = (context.Process(target=time.sleep, args=(1000,)) for _ in range(2))
+    mine.start()
+    others.start()
+    watch_children()
+    waits, ends = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with raising_on_death([others]):
+            waits.set()
+            ends.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waits.wait()
+    others.kill()
+    for _ in range(300):
+        time.sleep(0.001)
+    ends.set()
+    thread.join()
+    assert not others.is_alive()
+    killer = threading.Timer(0.1, mine.kill)
+    killer.start()
+    with pytest.raises(WorkerDiedError), raising_on_death([mine]):
+        time.sleep(60)
+    killer.join()
 
 
 def test_another_epoch_ends_the_one_before(records, truth):

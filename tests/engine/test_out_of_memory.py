@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from instseg.engine.out_of_memory import DeviceMemoryError, backward_in_parts, is_out_of_memory
 from instseg.engine.protocols import Batch
+from instseg.engine.rng import micro_batch_seed, seed_everything
+from instseg.engine.update import Gradient, Updater
 
 from .tiny import make_batch
 
@@ -124,6 +129,83 @@ def test_what_fits_is_added_bit_by_bit_as_without_the_policy() -> None:
             backward_in_parts(model, make_batch(ids), run_with(model), policy=policy)  # type: ignore[arg-type]
         results.append(gradients(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+class Drawing(nn.Module):
+    """The squared distance of a weight from each image's mean value and a number drawn for it."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.limit = images
+        self.weight = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("calls", torch.tensor(0.0))
+
+    def forward(self, images: list[Tensor], targets: Any) -> dict[str, Tensor]:
+        self.calls += 1
+        draws = draw(len(images))
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        values = torch.stack([image.float().mean() / 255 for image in images])
+        return {"near": (self.weight - values - draws).square().mean(), "far": -self.weight}
+
+
+def draw(images: int) -> Tensor:
+    """A number for each image, of every global generator."""
+    return torch.rand(images) + torch.from_numpy(np.random.rand(images)).float() + random.random()
+
+
+def update_with(model: nn.Module, policy: Any, batches: list[list[int]], amp: Any) -> Gradient:
+    settings: dict[str, Any] = {"seed": 11, "clip_norm": None, "ema_decay": None}
+    optimizer = SGD(model.parameters(), lr=0.1)
+    updater = Updater(model, optimizer, amp=amp, on_out_of_memory=policy, **settings)
+    made = dict(enumerate(map(make_batch, batches)))
+    return updater.compute_gradient(made, [len(ids) for ids in batches], step=4)
+
+
+@pytest.mark.parametrize(
+    ("fits", "parts"),
+    [
+        (5, [[[1, 2, 3, 4, 5]], [[6, 7]], [[8, 9, 10]]]),
+        (3, [[[1, 2, 3], [4, 5]], [[6, 7]], [[8, 9, 10]]]),
+        (2, [[[1, 2], [3], [4, 5]], [[6, 7]], [[8, 9], [10]]]),
+    ],
+)
+@pytest.mark.parametrize("amp", [None, "fp16"])
+def test_a_step_of_which_batches_are_split(fits: int, parts: list[Any], amp: Any) -> None:
+    """Each part of a batch draws from the batch's seed; images weigh the same in any part."""
+    model = Drawing(fits)
+    whole = [[i for ids in batch for i in ids] for batch in parts]
+    found = update_with(model, "split", whole, amp)
+
+    gradient = 0.0
+    for number, batch in enumerate(parts):
+        squares = []
+        for ids in batch:
+            seed_everything(micro_batch_seed(11, 4, number))
+            values = torch.stack([make_batch([i]).images[0].float().mean() / 255 for i in ids])
+            distances = 1.5 - values - draw(len(ids))
+            squares += distances.square().tolist()
+            gradient += float(2 * distances.sum()) / 10
+        near = sum(squares) / len(squares)
+        expected = {"loss": near - 1.5, "near": near, "far": -1.5}
+        assert found.losses[number] == pytest.approx(expected, rel=1e-5)
+    gradient -= 1  # of "far"
+    assert model.weight.grad is not None
+    assert float(model.weight.grad) == pytest.approx(gradient, rel=1e-5)
+    assert found.norm == pytest.approx(abs(gradient), rel=1e-5)
+    mean = sum(len(ids) * found.losses[i]["near"] for i, ids in enumerate(whole)) / 10
+    assert found.means == pytest.approx({"loss": mean - 1.5, "near": mean, "far": -1.5}, rel=1e-5)
+    assert model.calls == sum(map(len, parts))  # buffers do not know of failed attempts
+
+
+def test_a_step_that_fits_is_the_same_with_the_policy() -> None:
+    models = [Drawing(9), Drawing(9)]
+    results = [
+        update_with(model, policy, [[1, 2, 3], [4, 5]], None)
+        for model, policy in zip(models, ("stop", "split"), strict=True)
+    ]
+    assert results[0] == results[1]
+    assert torch.equal(*(model.weight.grad for model in models))  # type: ignore[arg-type]
 
 
 def test_splitting_is_logged(caplog: pytest.LogCaptureFixture) -> None:
