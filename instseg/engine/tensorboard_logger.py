@@ -57,15 +57,15 @@ class TensorBoardLogger:
 
 
 def _make_older(folder: Path) -> None:
-    """Rename event files from the future, after the clock went back, to before now.
+    """Rename event files of this second, and of the future if the clock went back, to before now.
 
-    Their names begin with the second they were made in, and they are read in the names' order: what
-    a new file hides must lie in files before it.
+    Their names begin with the second they were made in, and they are read in the names' order (the
+    tenth of one second before the ninth): what a new file hides must lie in files before it.
     """
     files = sorted(folder.glob(f"{_PREFIX}*"))
     seconds = [file.name.removeprefix(_PREFIX).partition(".")[0] for file in files]
     now = int(time.time())
-    if any(second.isdigit() and int(second) > now for second in seconds):
+    if any(second.isdigit() and int(second) >= now for second in seconds):
         for number, (file, second) in enumerate(zip(files, seconds, strict=True)):
             earlier = f"{now - len(files) + number:010d}"
             file.rename(file.with_name(file.name.replace(second, earlier, 1)))

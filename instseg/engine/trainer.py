@@ -275,7 +275,14 @@ class Trainer:
     def _next_batches(self, batches: Iterator[Batch]) -> dict[int, Batch]:
         """This process's batches of the next step, by their place in it."""
         places = range(self.rank, self._batches_in_step(), self.processes)
-        taken = dict(zip(places, batches, strict=False))
+        try:
+            taken = dict(zip(places, batches, strict=False))
+        except Exception:
+            # An image that cannot be read or a worker that dies need not cost the steps before it.
+            # (Other processes would wait here for a message about a step.)
+            if self.processes == 1:
+                self._save_checkpoint()
+            raise
         if len(taken) < len(places):
             raise RuntimeError(
                 f"the loader ended epoch {self.state.epoch} in step {self.state.step_in_epoch}, "

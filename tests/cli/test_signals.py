@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from instseg.cli.train import main
+from instseg.engine.signals import StopSignals
 
 from .test_resume import assert_same_run, wait_for_step
 from .tiny import rows
-
-pytestmark = pytest.mark.slow
 
 
 class Training:
@@ -53,11 +52,12 @@ class Training:
         """Wait for the end of every process."""
         self._process.wait(timeout=300)
         deadline = time.monotonic() + 60  # a fork server notices that it is needed no more
-        while self._others():
+        while self.processes():
             assert time.monotonic() < deadline, "processes are left behind"
             time.sleep(0.05)
 
-    def _others(self) -> list[str]:
+    def processes(self) -> list[str]:
+        """The numbers of all that have not ended."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -69,8 +69,10 @@ class Training:
         return found
 
 
-@pytest.mark.parametrize("moment", ["workers start", "workers work"])
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "moment"), [("spawn", "workers start"), ("forkserver", "workers work")]
+)
 def test_all_processes_are_signalled(
     config: Path, trained: Path, tmp_path: Path, method: str, moment: str
 ) -> None:
@@ -78,10 +80,10 @@ def test_all_processes_are_signalled(
     settings = ["data.workers=2", f"data.start_method={method}", "data.on_worker_fault=stop"]
     training = Training(config, run, *settings, "train.save_every=99")
     if moment == "workers start":
-        while "learning rate" not in training.said():
+        while len(training.processes()) < 3:  # multiprocessing has one of its own
             assert training.is_alive(), training.said()
             time.sleep(0.01)
-        time.sleep(random.uniform(0.2, 1.0))
+        time.sleep(random.uniform(0, 0.5))
     else:
         wait_for_step(run, 5, training)
     training.signal_all(signal.SIGTERM)
@@ -94,3 +96,17 @@ def test_all_processes_are_signalled(
     assert main(["--config", str(config), "--output", str(run), "--resume"]) == 0
     assert_same_run(run, trained)
     assert last < rows(run, "train")[-1]["step"]
+
+
+def test_a_signal_that_comes_twice_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As under torchrun, which passes on what its processes have got already."""
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        assert stop.requested is None
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested is signal.SIGTERM
+        assert caplog.text.count("SIGTERM: finishing this step, then saving") == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before

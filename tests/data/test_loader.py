@@ -311,10 +311,8 @@ def start_script(*arguments: object, script: str = SCRIPT) -> subprocess.Popen[s
     ("number", "method", "moment"),
     [
         (signal.SIGINT, "fork", "working"),
-        (signal.SIGTERM, "fork", "working"),
         (signal.SIGTERM, "fork", "starting"),
         (signal.SIGINT, "spawn", "starting"),
-        (signal.SIGTERM, "spawn", "starting"),
         (signal.SIGTERM, "spawn", "working"),
         (signal.SIGTERM, "forkserver", "working"),
     ],

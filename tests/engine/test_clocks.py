@@ -55,3 +55,18 @@ def test_tensorboard_after_the_clock_went_back(
     events = EventAccumulator(str(tmp_path), purge_orphaned_data=True).Reload()
     points = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert points == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0), (7, 2.0)]
+
+
+def test_tensorboard_files_of_one_second_are_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch numbers a process's files, and 10 comes before 9 in the order of names."""
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    for step in range(1, 13):
+        logger = TensorBoardLogger(tmp_path)
+        logger.rewind(step - 1, 0)
+        logger.log(train(step) | {"loss": float(step)})
+        logger.close()
+    events = EventAccumulator(str(tmp_path), purge_orphaned_data=True).Reload()
+    points = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert points == [(step, float(step)) for step in range(1, 13)]

@@ -22,6 +22,7 @@ from instseg.engine.weights import load_weights
 from .tiny import (
     TinyLoader,
     TinyModel,
+    assert_same_run,
     make_batch,
     make_options,
     make_trainer,
@@ -181,6 +182,23 @@ def test_empty_batches_count_as_steps(tmp_path: Path, caplog: pytest.LogCaptureF
     assert ["loss" in row for row in rows] == [True, False, True, True, True, True]
     assert "step 2: 2 of 2 batches are empty" in caplog.text
     assert "step 4: 1 of 2 batches are empty" in caplog.text
+
+
+def test_what_a_loader_raises_costs_no_step(tmp_path: Path) -> None:
+    """Five batches an epoch, two a step: batch 9 belongs to the sixth step."""
+    options = make_options(checkpoint_every=99)
+    make_trainer(tmp_path / "whole", options=options).run()
+
+    def fail(batch: int) -> None:
+        if batch == 9:
+            raise OSError("photo.jpg: cannot be read")
+
+    broken = TinyLoader(on_batch=fail)
+    with pytest.raises(OSError, match=r"photo\.jpg"):
+        make_trainer(tmp_path / "parts", options=options, loader=broken).run()
+    assert read_checkpoint(tmp_path / "parts" / "last.safetensors")[1].step == 5
+    make_trainer(tmp_path / "parts", options=options).run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_loader_shorter_than_it_says(tmp_path: Path) -> None:
