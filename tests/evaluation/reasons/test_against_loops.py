@@ -21,7 +21,9 @@ SEEDS = range(30)
 def case(request: pytest.FixtureRequest) -> tuple[Any, ...]:
     seed, iou_type = request.param
     gt, dt = random_set(seed)
-    return gt, dt, iou_type, find_reasons(gt, dt, iou_type), *loops.by_pycocotools(gt, dt, iou_type)
+    guesses, truths = loops.by_pycocotools(gt, dt, iou_type)
+    loops.name_errors(guesses, truths)
+    return gt, dt, iou_type, find_reasons(gt, dt, iou_type), guesses, truths
 
 
 Case = tuple[
