@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/instseg demo --output runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
